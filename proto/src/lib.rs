@@ -1,3 +1,16 @@
-//! skeleton
+//! A Tailscale node as pure state machines.
+//!
+//! Nothing here opens a socket, reads a clock, starts a thread or makes randomness: `now: Instant` and an RNG come from
+//! outside. Each machine has the same three kinds of call:
+//!
+//! * `handle_*` takes an input: datagrams, frames, messages, application bytes, or the passing of time;
+//! * `poll_*` hands out what follows from it, until it has nothing more;
+//! * `poll_timeout` says when `handle_timeout` wants to be called next.
+//!
+//! One rule: after each `handle_*`, poll until empty. Machines compose by `min()` over their timeouts.
+#![forbid(unsafe_code)]
 
+pub mod key;
 pub mod packet;
+pub mod secret;
+pub mod tailcfg;
