@@ -11,6 +11,8 @@
 #![forbid(unsafe_code)]
 
 pub mod key;
+pub mod nix_command;
 pub mod packet;
 pub mod secret;
+pub mod ssh_policy;
 pub mod tailcfg;
