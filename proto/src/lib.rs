@@ -13,6 +13,7 @@
 pub mod key;
 pub mod nix_command;
 pub mod packet;
+pub mod run;
 pub mod secret;
 pub mod ssh_policy;
 pub mod tailcfg;

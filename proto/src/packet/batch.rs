@@ -14,10 +14,7 @@ pub struct PacketBatch<P> {
 
 impl<P> Default for PacketBatch<P> {
     fn default() -> Self {
-        Self {
-            bytes: Vec::new(),
-            packets: Vec::new(),
-        }
+        Self { bytes: Vec::new(), packets: Vec::new() }
     }
 }
 
@@ -29,10 +26,7 @@ impl<P: Copy> PacketBatch<P> {
 
     /// An empty batch with room for `packets` packets of `bytes` bytes together.
     pub fn with_capacity(packets: usize, bytes: usize) -> Self {
-        Self {
-            bytes: Vec::with_capacity(bytes),
-            packets: Vec::with_capacity(packets),
-        }
+        Self { bytes: Vec::with_capacity(bytes), packets: Vec::with_capacity(packets) }
     }
 
     /// Adds a packet of exactly `length` bytes, which `fill` writes into a zeroed slice. Returns what `fill` returns.
@@ -49,12 +43,7 @@ impl<P: Copy> PacketBatch<P> {
     /// the packet, or `None` to add nothing. Says whether a packet was added.
     ///
     /// This is what opening a sealed packet needs: its length is known only afterwards.
-    pub fn push_up_to(
-        &mut self,
-        peer: P,
-        capacity: usize,
-        fill: impl FnOnce(&mut [u8]) -> Option<usize>,
-    ) -> bool {
+    pub fn push_up_to(&mut self, peer: P, capacity: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
         let start = self.bytes.len();
         self.bytes.resize(start.saturating_add(capacity), 0);
         let written = fill(self.bytes.get_mut(start..).unwrap_or_default());
@@ -130,16 +119,7 @@ mod tests {
         batch.clear();
         assert!(batch.is_empty());
         batch.push(2, 6, |buffer| assert_eq!(buffer, [0; 6]));
-        assert!(
-            batch.push_up_to(2, 4, |_| Some(400)),
-            "a length beyond the buffer is cut"
-        );
-        assert_eq!(
-            batch
-                .iter()
-                .map(|(_, packet)| packet.len())
-                .collect::<Vec<_>>(),
-            [6, 4]
-        );
+        assert!(batch.push_up_to(2, 4, |_| Some(400)), "a length beyond the buffer is cut");
+        assert_eq!(batch.iter().map(|(_, packet)| packet.len()).collect::<Vec<_>>(), [6, 4]);
     }
 }
