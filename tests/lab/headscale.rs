@@ -1,0 +1,212 @@
+//! headscale 0.27.1: plain HTTP on loopback, SQLite, its DERP map naming one [`Relay`].
+
+use std::fs;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::process::{Process, run_ok};
+use super::relay::Relay;
+use super::{Lost, PATIENCE, free_tcp_port, peers, start_with_ports, wait_for};
+
+/// The user that [`Headscale::start`] makes; policies may name it, as `lab@`.
+pub const USER: &str = "lab";
+
+/// A policy by which everyone may send anything to everyone, and nobody may log in by SSH.
+pub const ALLOW_ALL: &str = r#"{"acls": [{"action": "accept", "src": ["*"], "dst": ["*:*"]}]}"#;
+
+/// A control server with its relay.
+pub struct Headscale {
+    process: Process,
+    program: PathBuf,
+    folder: TempDir,
+    url: String,
+    user: u64,
+    /// Where its nodes meet.
+    pub relay: Relay,
+}
+
+/// What [`Headscale::preauth_key`] gives a node to join with.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct KeyTerms<'a> {
+    /// Its nodes vanish when they log out.
+    pub ephemeral: bool,
+    /// It admits more than one node.
+    pub reusable: bool,
+    /// Tags of its nodes, such as `tag:builder`.
+    pub tags: &'a [&'a str],
+}
+
+/// A node as headscale tells it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Node {
+    /// headscale's own number for it.
+    pub id: u64,
+    /// The name that it asked for.
+    pub name: String,
+    /// The name that it got.
+    pub given_name: String,
+    /// Its addresses in the tailnet.
+    #[serde(default)]
+    pub ip_addresses: Vec<String>,
+    /// Whether its map stream is up. (Absent means no.)
+    #[serde(default)]
+    pub online: bool,
+    /// Everything else.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, Value>,
+}
+
+impl Headscale {
+    /// Starts a relay and a control server with `policy` (HuJSON). `None` when a program is missing; see [`peers::require`].
+    pub fn start(policy: &str) -> Option<Self> {
+        let [program, derper] = peers::require_all(["headscale", "derper"])?;
+        let mut headscale = start_with_ports(|| Self::try_start(&program, Relay::start(&derper)));
+        headscale.user = headscale.user(USER);
+        headscale.set_policy(policy);
+        Some(headscale)
+    }
+
+    fn try_start(program: &Path, relay: Relay) -> Result<Self, Lost> {
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = free_tcp_port();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        fs::write(at("derp.yaml"), relay.map_file()).expect("write the DERP map");
+        fs::write(at("config.yaml"), config(&at, port)).expect("write the configuration");
+        let mut process = Process::start(
+            "headscale",
+            program,
+            ["serve", "--config", &at("config.yaml")],
+            [("HOME", at("").as_str())],
+            &folder.path().join("log"),
+        );
+        let socket = folder.path().join("sock");
+        wait_for("headscale to listen", PATIENCE, || {
+            if process.ended().is_some() {
+                return Some(Err(Lost(process.log())));
+            }
+            let serves = socket.exists() && TcpStream::connect(("127.0.0.1", port)).is_ok();
+            serves.then_some(Ok(()))
+        })?;
+        Ok(Self {
+            process,
+            program: program.to_owned(),
+            folder,
+            url: format!("http://127.0.0.1:{port}"),
+            user: 0,
+            relay,
+        })
+    }
+
+    /// What a node is told as its login server.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// What the server has logged.
+    pub fn log(&self) -> String {
+        self.process.log()
+    }
+
+    /// Makes a user; returns its number.
+    pub fn user(&self, name: &str) -> u64 {
+        let made = self.json(&["users", "create", name]);
+        made["id"].as_u64().expect("a user's number")
+    }
+
+    /// A key of the user [`USER`] to join with.
+    pub fn preauth_key(&self, terms: KeyTerms<'_>) -> String {
+        self.preauth_key_of(self.user, terms)
+    }
+
+    /// A key of the user with number `user`.
+    pub fn preauth_key_of(&self, user: u64, terms: KeyTerms<'_>) -> String {
+        let user = user.to_string();
+        let tags = terms.tags.join(",");
+        let mut args = vec!["preauthkeys", "create", "--user", &user];
+        if terms.ephemeral {
+            args.push("--ephemeral");
+        }
+        if terms.reusable {
+            args.push("--reusable");
+        }
+        if !tags.is_empty() {
+            args.extend(["--tags", &tags]);
+        }
+        let made = self.json(&args);
+        made["key"].as_str().expect("a key").to_owned()
+    }
+
+    /// The nodes it knows now.
+    pub fn nodes(&self) -> Vec<Node> {
+        // No node at all is `null`.
+        let listed = self.json(&["nodes", "list"]);
+        serde_json::from_value::<Option<Vec<Node>>>(listed).expect("headscale's list of nodes").unwrap_or_default()
+    }
+
+    /// The node that asked for the name `name`, if there is one.
+    pub fn node(&self, name: &str) -> Option<Node> {
+        self.nodes().into_iter().find(|node| node.name == name)
+    }
+
+    /// Puts `policy` (HuJSON) in force.
+    pub fn set_policy(&self, policy: &str) {
+        let file = self.folder.path().join("policy.hujson");
+        fs::write(&file, policy).expect("write the policy");
+        self.cli(&["policy", "set", "--file", &file.display().to_string()]);
+    }
+
+    /// headscale's own command line, as JSON.
+    pub fn json(&self, args: &[&str]) -> Value {
+        let text = self.cli(&[args, &["--output", "json"]].concat());
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{args:?}: {error}: {text}"))
+    }
+
+    /// headscale's own command line. Fails the test when the command fails.
+    pub fn cli(&self, args: &[&str]) -> String {
+        let config = self.folder.path().join("config.yaml");
+        run_ok(
+            Command::new(&self.program).arg("--config").arg(config).args(args).env("HOME", self.folder.path()),
+            PATIENCE,
+        )
+    }
+}
+
+fn config(at: &dyn Fn(&str) -> String, port: u16) -> String {
+    let (noise, database, socket, map) = (at("noise.key"), at("db.sqlite"), at("sock"), at("derp.yaml"));
+    format!(
+        r#"
+server_url: http://127.0.0.1:{port}
+listen_addr: 127.0.0.1:{port}
+metrics_listen_addr: 127.0.0.1:0
+grpc_listen_addr: 127.0.0.1:0
+noise:
+  private_key_path: {noise}
+prefixes:
+  v4: 100.64.0.0/10
+  v6: fd7a:115c:a1e0::/48
+derp:
+  urls: []
+  paths: [{map}]
+  auto_update_enabled: false
+disable_check_updates: true
+ephemeral_node_inactivity_timeout: 120s
+database:
+  type: sqlite
+  sqlite:
+    path: {database}
+policy:
+  mode: database
+dns:
+  magic_dns: true
+  base_domain: lab.test
+  override_local_dns: false
+unix_socket: {socket}
+unix_socket_permission: "0700"
+"#
+    )
+}

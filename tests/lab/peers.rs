@@ -1,0 +1,39 @@
+//! Where the real peers are, and what a test does when one isn't there.
+
+use std::env;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+/// The program `name` (`headscale`, `derper`, `tailscale`, `tailscaled`) as `scripts/peers` built it, in `$NIXTAIL_PEERS` or
+/// `.cache/peers`. Without it the test is skipped, by name, on standard error; with `NIXTAIL_REQUIRE_PEERS=1` it fails.
+pub fn require(name: &str) -> Option<PathBuf> {
+    let path = folder().join(name);
+    if path.is_file() {
+        return Some(path);
+    }
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    assert!(
+        env::var_os("NIXTAIL_REQUIRE_PEERS").is_none_or(|value| value != "1"),
+        "{test} needs {name}, which is not in {}: run 'make peers'",
+        folder().display()
+    );
+    // Past the test harness, which hides what a passing test prints.
+    let line = format!("skipped: {test} needs {name} (make peers)\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
+    None
+}
+
+/// All of `names`, or `None` when one is missing; see [`require`].
+pub fn require_all<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
+    let mut found = [const { None }; N];
+    for (slot, name) in found.iter_mut().zip(names) {
+        *slot = Some(require(name)?);
+    }
+    Some(found.map(|path| path.expect("each was found")))
+}
+
+fn folder() -> PathBuf {
+    env::var_os("NIXTAIL_PEERS")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/peers"), PathBuf::from)
+}
