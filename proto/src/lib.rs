@@ -10,8 +10,10 @@
 //! One rule: after each `handle_*`, poll until empty. Machines compose by `min()` over their timeouts.
 #![forbid(unsafe_code)]
 
+pub mod disco;
 pub mod key;
 pub mod nix_command;
+mod nacl;
 pub mod packet;
 pub mod run;
 pub mod secret;
