@@ -1,0 +1,5 @@
+//! Where packets meet the operating system: UDP sockets, DERP connections, and the thread that owns them.
+
+pub(crate) mod interfaces;
+pub(crate) mod pipe;
+pub(crate) mod socket;
