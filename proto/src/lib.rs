@@ -18,4 +18,5 @@ pub mod packet;
 pub mod run;
 pub mod secret;
 pub mod ssh_policy;
+pub mod stun;
 pub mod tailcfg;
