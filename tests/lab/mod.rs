@@ -4,6 +4,7 @@
 //! the whole process group; and the kernel kills it when the *thread* that started it dies, so start peers on the test's own thread.
 //! When a test fails, each peer prints the end of its log.
 #![allow(dead_code, unreachable_pub, reason = "each test binary takes the part it needs")]
+#![allow(clippy::unwrap_in_result, reason = "what goes wrong here fails the test")]
 
 pub mod headscale;
 pub mod peers;
