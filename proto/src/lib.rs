@@ -10,6 +10,7 @@
 //! One rule: after each `handle_*`, poll until empty. Machines compose by `min()` over their timeouts.
 #![forbid(unsafe_code)]
 
+pub mod derp;
 pub mod disco;
 pub mod key;
 pub mod nix_command;
