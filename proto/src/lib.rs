@@ -21,3 +21,4 @@ pub mod secret;
 pub mod ssh_policy;
 pub mod stun;
 pub mod tailcfg;
+pub mod stack;

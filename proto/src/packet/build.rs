@@ -1,0 +1,80 @@
+//! Writes IP headers and Internet checksums (RFC 791, RFC 8200, RFC 1071).
+
+use std::net::IpAddr;
+
+use super::parse::{IPV4_HEADER, IPV6_HEADER};
+
+/// Hop limit of the packets that we write ourselves (the IANA default).
+const HOP_LIMIT: u8 = 64;
+
+/// An IP packet without options around `payload`. `None` if the addresses are of two families or the payload is too long.
+pub fn ip(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Option<Vec<u8>> {
+    let mut packet = match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let total = u16::try_from(payload.len().checked_add(IPV4_HEADER)?).ok()?;
+            let mut header = Vec::with_capacity(usize::from(total));
+            header.extend_from_slice(&[0x45, 0]);
+            header.extend_from_slice(&total.to_be_bytes());
+            // No identification is needed: don't-fragment is set (RFC 6864).
+            header.extend_from_slice(&[0, 0, 0x40, 0, HOP_LIMIT, protocol, 0, 0]);
+            header.extend_from_slice(&source.octets());
+            header.extend_from_slice(&destination.octets());
+            let check = fold(sum(0, &header)).to_be_bytes();
+            if let Some(field) = header.get_mut(10..12) {
+                field.copy_from_slice(&check);
+            }
+            header
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            let length = u16::try_from(payload.len()).ok()?;
+            let mut header = Vec::with_capacity(IPV6_HEADER + payload.len());
+            header.extend_from_slice(&[0x60, 0, 0, 0]);
+            header.extend_from_slice(&length.to_be_bytes());
+            header.extend_from_slice(&[protocol, HOP_LIMIT]);
+            header.extend_from_slice(&source.octets());
+            header.extend_from_slice(&destination.octets());
+            header
+        }
+        _ => return None,
+    };
+    packet.extend_from_slice(payload);
+    Some(packet)
+}
+
+/// The Internet checksum of `payload`, whose checksum field must be zero.
+pub fn checksum(payload: &[u8]) -> u16 {
+    fold(sum(0, payload))
+}
+
+/// The Internet checksum of `payload` with the pseudo header of TCP, UDP and ICMPv6.
+pub fn pseudo_checksum(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> u16 {
+    let mut total = 0;
+    for address in [source, destination] {
+        total = match address {
+            IpAddr::V4(address) => sum(total, &address.octets()),
+            IpAddr::V6(address) => sum(total, &address.octets()),
+        };
+    }
+    let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+    total = sum(total, &length.to_be_bytes());
+    total = sum(total, &[0, protocol]);
+    fold(sum(total, payload))
+}
+
+fn sum(start: u64, bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<2>();
+    let total: u64 = words
+        .iter()
+        .map(|word| u64::from(u16::from_be_bytes(*word)))
+        .sum();
+    let last = rest.first().map_or(0, |byte| u64::from(*byte) << 8);
+    start + total + last
+}
+
+fn fold(mut total: u64) -> u16 {
+    while total > 0xffff {
+        total = (total & 0xffff) + (total >> 16);
+    }
+    // `total` is at most 0xffff here.
+    !u16::try_from(total).unwrap_or(u16::MAX)
+}

@@ -1,0 +1,120 @@
+//! The little TCP that needs no connection: a header's numbers, and segments without data (RFC 9293 §3.1, §3.10.7.1).
+
+use std::net::SocketAddr;
+
+use super::{Packet, Transport, build, protocol};
+
+/// No more data from the sender.
+pub const FIN: u8 = 0x01;
+/// Opens a connection.
+pub const SYN: u8 = 0x02;
+/// Ends a connection at once.
+pub const RST: u8 = 0x04;
+/// The acknowledgement number counts.
+pub const ACK: u8 = 0x10;
+
+/// A TCP header without options, and how much data follows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Sequence number of the first byte (or of the SYN).
+    pub sequence: u32,
+    /// Next byte that the sender expects; counts only with [`ACK`].
+    pub acknowledgement: u32,
+    /// [`FIN`], [`SYN`], [`RST`], [`ACK`] and others.
+    pub flags: u8,
+    /// The window field, unscaled.
+    pub window: u16,
+    /// Bytes of data.
+    pub length: u32,
+}
+
+impl Segment {
+    /// Reads the TCP header of `packet`; `None` if it isn't TCP or its data offset is wrong.
+    pub fn parse(packet: &Packet<'_>) -> Option<Self> {
+        let Transport::Tcp { flags, .. } = packet.transport else {
+            return None;
+        };
+        let header = packet.payload.first_chunk::<20>()?;
+        let [_, _, _, _, a, b, c, d, e, f, g, h, offset, _, i, j, ..] = *header;
+        let offset = usize::from(offset >> 4) * 4;
+        if offset < 20 {
+            return None;
+        }
+        let length = packet.payload.len().checked_sub(offset)?;
+        Some(Self {
+            sequence: u32::from_be_bytes([a, b, c, d]),
+            acknowledgement: u32::from_be_bytes([e, f, g, h]),
+            flags,
+            window: u16::from_be_bytes([i, j]),
+            length: u32::try_from(length).ok()?,
+        })
+    }
+
+    /// Whether it opens a connection from the other side (SYN without ACK; Go: `packet.IsTCPSyn`).
+    pub fn is_first(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN
+    }
+
+    /// How much of the sequence space it takes: its data, and one each for SYN and FIN.
+    pub fn sequence_length(&self) -> u32 {
+        let syn = u32::from(self.flags & SYN != 0);
+        let fin = u32::from(self.flags & FIN != 0);
+        self.length.wrapping_add(syn).wrapping_add(fin)
+    }
+
+    /// The whole packet for this segment, without options or data. `None` if the addresses are of two families.
+    pub fn build(&self, source: SocketAddr, destination: SocketAddr) -> Option<Vec<u8>> {
+        let mut header = Vec::with_capacity(20);
+        header.extend_from_slice(&source.port().to_be_bytes());
+        header.extend_from_slice(&destination.port().to_be_bytes());
+        header.extend_from_slice(&self.sequence.to_be_bytes());
+        header.extend_from_slice(&self.acknowledgement.to_be_bytes());
+        header.extend_from_slice(&[5 << 4, self.flags]);
+        header.extend_from_slice(&self.window.to_be_bytes());
+        header.extend_from_slice(&[0, 0, 0, 0]);
+        let (from, to) = (source.ip(), destination.ip());
+        let check = build::pseudo_checksum(from, to, protocol::TCP, &header);
+        header
+            .get_mut(16..18)?
+            .copy_from_slice(&check.to_be_bytes());
+        build::ip(from, to, protocol::TCP, &header)
+    }
+}
+
+/// The answer to a segment for which there is no connection: a RST, or `None` if it is a RST itself, isn't whole TCP,
+/// or must not be answered.
+pub fn reset_for(packet: &Packet<'_>) -> Option<Vec<u8>> {
+    let Transport::Tcp {
+        source,
+        destination,
+        ..
+    } = packet.transport
+    else {
+        return None;
+    };
+    let segment = Segment::parse(packet)?;
+    if packet.fragment || segment.flags & RST != 0 {
+        return None;
+    }
+    let reset = if segment.flags & ACK != 0 {
+        Segment {
+            sequence: segment.acknowledgement,
+            acknowledgement: 0,
+            flags: RST,
+            window: 0,
+            length: 0,
+        }
+    } else {
+        Segment {
+            sequence: 0,
+            acknowledgement: segment.sequence.wrapping_add(segment.sequence_length()),
+            flags: RST | ACK,
+            window: 0,
+            length: 0,
+        }
+    };
+    reset.build(
+        (packet.destination, destination).into(),
+        (packet.source, source).into(),
+    )
+}

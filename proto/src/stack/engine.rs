@@ -1,0 +1,351 @@
+//! One TCP connection as smoltcp runs it: an interface, a socket, and a device that reads from and writes to packet batches.
+//!
+//! Nothing else in this crate names a smoltcp type; another TCP engine would replace this file.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use smoltcp::iface::{
+    Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet, SocketStorage,
+};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
+use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
+use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
+use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
+
+use super::KEEP_ALIVE;
+use crate::packet::{Packet, PacketBatch, tcp};
+
+/// Turns the caller's instants into the engine's, counted from the first one that was seen.
+#[derive(Debug, Default, Clone, Copy)]
+pub(super) struct Clock {
+    epoch: Option<Instant>,
+}
+
+impl Clock {
+    pub(super) fn engine_time(&mut self, now: Instant) -> EngineInstant {
+        let epoch = *self.epoch.get_or_insert(now);
+        let micros = now.saturating_duration_since(epoch).as_micros();
+        EngineInstant::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+    }
+
+    /// The caller's instant for an engine's one, not before `now`.
+    fn caller_time(&self, now: Instant, at: EngineInstant) -> Instant {
+        let micros = u64::try_from(at.total_micros()).unwrap_or(0);
+        let offset = std::time::Duration::from_micros(micros);
+        let at = self.epoch.and_then(|epoch| epoch.checked_add(offset));
+        at.map_or(now, |at| at.max(now))
+    }
+}
+
+/// What a new connection starts from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Opening {
+    pub(super) local: SocketAddr,
+    pub(super) remote: SocketAddr,
+    pub(super) mtu: usize,
+    pub(super) receive_buffer: usize,
+    pub(super) send_buffer: usize,
+    /// Seeds the initial sequence number.
+    pub(super) seed: u64,
+}
+
+/// How far a connection is, as far as its surroundings must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Waits for a SYN, or is back there since the peer reset a half-open connection.
+    Listening,
+    /// The handshake is under way.
+    Opening,
+    /// Bytes may flow at least one way.
+    Open,
+    /// Both ways are closed; only the peer's last FIN may have to be acknowledged again.
+    TimeWait,
+    /// Over.
+    Closed,
+}
+
+/// What reading gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Received {
+    Bytes(usize),
+    Nothing,
+    End,
+}
+
+pub(super) struct Engine {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    socket: SocketHandle,
+    mtu: usize,
+    /// The last segment that went out: in TIME-WAIT, the one to be repeated.
+    last_sent: Option<tcp::Segment>,
+}
+
+impl Engine {
+    /// A connection that waits for the SYN of `remote`. `None` if the addresses are unusable.
+    pub(super) fn listening(opening: Opening, now: EngineInstant) -> Option<Self> {
+        let mut engine = Self::new(opening, now);
+        let local = IpListenEndpoint {
+            addr: Some(opening.local.ip().into()),
+            port: opening.local.port(),
+        };
+        engine.socket_mut().listen(local).ok()?;
+        Some(engine)
+    }
+
+    /// A connection that we open. `None` if the addresses are unusable.
+    pub(super) fn dialling(opening: Opening, now: EngineInstant) -> Option<Self> {
+        let mut engine = Self::new(opening, now);
+        let socket = engine.sockets.get_mut::<Socket<'_>>(engine.socket);
+        socket
+            .connect(engine.interface.context(), opening.remote, opening.local)
+            .ok()?;
+        Some(engine)
+    }
+
+    fn new(opening: Opening, now: EngineInstant) -> Self {
+        let mut none = PacketBatch::<()>::new();
+        let mut wire = Wire {
+            incoming: None,
+            outgoing: &mut none,
+            peer: (),
+            mtu: opening.mtu,
+            last_sent: &mut None,
+        };
+        let mut config = InterfaceConfig::new(HardwareAddress::Ip);
+        config.random_seed = opening.seed;
+        let mut interface = Interface::new(config, &mut wire, now);
+        let address = opening.local.ip();
+        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        interface.update_ip_addrs(|addresses| {
+            // The list holds two; this is the first.
+            let _ = addresses.push(IpCidr::new(address.into(), prefix));
+        });
+        // Zeroed memory of this size comes from the system untouched: a ring costs what it has ever held at once.
+        let receive = SocketBuffer::new(vec![0; opening.receive_buffer]);
+        let send = SocketBuffer::new(vec![0; opening.send_buffer]);
+        let mut socket = Socket::new(receive, send);
+        socket.set_congestion_control(CongestionControl::Cubic);
+        socket.set_nagle_enabled(false);
+        // Acknowledgements are written once per batch, when the owner polls: that is delay enough.
+        socket.set_ack_delay(None);
+        socket.set_keep_alive(Some(EngineDuration::from_micros(
+            u64::try_from(KEEP_ALIVE.as_micros()).unwrap_or(u64::MAX),
+        )));
+        let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
+        let socket = sockets.add(socket);
+        Self {
+            interface,
+            sockets,
+            socket,
+            mtu: opening.mtu,
+            last_sent: None,
+        }
+    }
+
+    fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.socket)
+    }
+
+    fn socket_mut(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.socket)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        match self.socket().state() {
+            State::Listen => Phase::Listening,
+            State::SynSent | State::SynReceived => Phase::Opening,
+            State::Established
+            | State::CloseWait
+            | State::FinWait1
+            | State::FinWait2
+            | State::Closing
+            | State::LastAck => Phase::Open,
+            State::TimeWait => Phase::TimeWait,
+            State::Closed => Phase::Closed,
+        }
+    }
+
+    /// Takes one packet of this connection; an answer that can't wait goes to `replies`.
+    pub(super) fn receive<P: Copy>(
+        &mut self,
+        now: EngineInstant,
+        packet: &[u8],
+        peer: P,
+        replies: &mut PacketBatch<P>,
+    ) {
+        let mut wire = Wire {
+            incoming: Some(packet),
+            outgoing: replies,
+            peer,
+            mtu: self.mtu,
+            last_sent: &mut self.last_sent,
+        };
+        let _ = self
+            .interface
+            .poll_ingress_single(now, &mut wire, &mut self.sockets);
+    }
+
+    /// Writes at most `budget` packets to `out`. Says whether the budget ended it.
+    pub(super) fn transmit<P: Copy>(
+        &mut self,
+        now: EngineInstant,
+        peer: P,
+        out: &mut PacketBatch<P>,
+        budget: usize,
+    ) -> bool {
+        let mut wire = Wire {
+            incoming: None,
+            outgoing: out,
+            peer,
+            mtu: self.mtu,
+            last_sent: &mut self.last_sent,
+        };
+        for _ in 0..budget {
+            let result = self
+                .interface
+                .poll_egress(now, &mut wire, &mut self.sockets);
+            if result == PollResult::None {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// When this connection wants [`Engine::transmit`] again.
+    pub(super) fn poll_at(&mut self, clock: &mut Clock, now: Instant) -> Option<Instant> {
+        let engine_now = clock.engine_time(now);
+        let at = self.interface.poll_at(engine_now, &self.sockets)?;
+        Some(clock.caller_time(now, at))
+    }
+
+    /// Takes as much of `bytes` as has room. `None` if this side is closed.
+    pub(super) fn write(&mut self, bytes: &[u8]) -> Option<usize> {
+        self.socket_mut().send_slice(bytes).ok()
+    }
+
+    pub(super) fn read(&mut self, bytes: &mut [u8]) -> Received {
+        match self.socket_mut().recv_slice(bytes) {
+            Ok(0) | Err(RecvError::InvalidState) => Received::Nothing,
+            Ok(length) => Received::Bytes(length),
+            Err(RecvError::Finished) => Received::End,
+        }
+    }
+
+    /// Whether [`Engine::read`] would give bytes or the end.
+    pub(super) fn is_readable(&self) -> bool {
+        let socket = self.socket();
+        socket.can_recv() || (self.phase() != Phase::Opening && !socket.may_recv())
+    }
+
+    /// Room for bytes to send.
+    pub(super) fn send_room(&self) -> usize {
+        let socket = self.socket();
+        if socket.may_send() {
+            socket.send_capacity() - socket.send_queue()
+        } else {
+            0
+        }
+    }
+
+    /// Sends FIN after what is still queued.
+    pub(super) fn shutdown(&mut self) {
+        self.socket_mut().close();
+    }
+
+    /// Closes at once; the next [`Engine::transmit`] writes a RST.
+    pub(super) fn abort(&mut self) {
+        self.socket_mut().abort();
+    }
+
+    /// All bytes that were received and not read yet.
+    pub(super) fn drain(&mut self) -> Vec<u8> {
+        let length = self.socket().recv_queue();
+        let mut bytes = vec![0; length];
+        let read = self.socket_mut().recv_slice(&mut bytes).unwrap_or(0);
+        bytes.truncate(read);
+        bytes
+    }
+
+    pub(super) fn last_sent(&self) -> Option<tcp::Segment> {
+        self.last_sent
+    }
+}
+
+/// The device: one packet in at the most, packets out into a batch.
+struct Wire<'a, P> {
+    incoming: Option<&'a [u8]>,
+    outgoing: &'a mut PacketBatch<P>,
+    peer: P,
+    mtu: usize,
+    last_sent: &'a mut Option<tcp::Segment>,
+}
+
+struct Incoming<'a>(&'a [u8]);
+
+struct Outgoing<'a, P> {
+    batch: &'a mut PacketBatch<P>,
+    peer: P,
+    last_sent: &'a mut Option<tcp::Segment>,
+}
+
+impl<P: Copy> phy::Device for Wire<'_, P> {
+    type RxToken<'b>
+        = Incoming<'b>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Outgoing<'b, P>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, now: EngineInstant) -> Option<(Self::RxToken<'_>, Self::TxToken<'_>)> {
+        let incoming = self.incoming.take()?;
+        let outgoing = self.transmit(now)?;
+        Some((Incoming(incoming), outgoing))
+    }
+
+    fn transmit(&mut self, _: EngineInstant) -> Option<Self::TxToken<'_>> {
+        Some(Outgoing {
+            batch: &mut *self.outgoing,
+            peer: self.peer,
+            last_sent: &mut *self.last_sent,
+        })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        let mut capabilities = DeviceCapabilities::default();
+        capabilities.medium = Medium::Ip;
+        capabilities.max_transmission_unit = self.mtu;
+        // WireGuard has authenticated every byte that arrives.
+        capabilities.checksum.ipv4 = Checksum::Tx;
+        capabilities.checksum.tcp = Checksum::Tx;
+        capabilities
+    }
+}
+
+impl phy::RxToken for Incoming<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, read: F) -> R {
+        read(self.0)
+    }
+}
+
+impl<P: Copy> phy::TxToken for Outgoing<'_, P> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
+        self.batch.push(self.peer, length, |packet| {
+            let result = write(packet);
+            let sent = Packet::parse(packet).ok();
+            if let Some(segment) = sent.and_then(|packet| tcp::Segment::parse(&packet)) {
+                *self.last_sent = Some(segment);
+            }
+            result
+        })
+    }
+}
+
+/// Whether a connection can have this address at either end (the engine panics on others).
+pub(super) fn is_usable(address: IpAddr) -> bool {
+    let broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !address.is_unspecified() && !address.is_multicast() && !broadcast
+}
