@@ -19,6 +19,6 @@ pub mod packet;
 pub mod run;
 pub mod secret;
 pub mod ssh_policy;
+pub mod stack;
 pub mod stun;
 pub mod tailcfg;
-pub mod stack;

@@ -63,10 +63,7 @@ pub fn pseudo_checksum(source: IpAddr, destination: IpAddr, protocol: u8, payloa
 
 fn sum(start: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<2>();
-    let total: u64 = words
-        .iter()
-        .map(|word| u64::from(u16::from_be_bytes(*word)))
-        .sum();
+    let total: u64 = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum();
     let last = rest.first().map_or(0, |byte| u64::from(*byte) << 8);
     start + total + last
 }

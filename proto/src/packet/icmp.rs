@@ -49,16 +49,12 @@ pub fn kind(packet: &Packet<'_>) -> Option<Kind> {
         return Some(Kind::Other);
     }
     Some(match (packet.destination, kind, code) {
-        (IpAddr::V4(_), ECHO_REQUEST_V4, 0) | (IpAddr::V6(_), ECHO_REQUEST_V6, 0) => {
-            Kind::EchoRequest
-        }
+        (IpAddr::V4(_), ECHO_REQUEST_V4, 0) | (IpAddr::V6(_), ECHO_REQUEST_V6, 0) => Kind::EchoRequest,
         (IpAddr::V4(_), ECHO_REPLY_V4, 0) | (IpAddr::V6(_), ECHO_REPLY_V6, 0) => Kind::EchoReply,
         (IpAddr::V4(_), UNREACHABLE_V4 | TIME_EXCEEDED_V4 | PARAMETER_PROBLEM_V4, _)
-        | (
-            IpAddr::V6(_),
-            UNREACHABLE_V6 | PACKET_TOO_BIG_V6 | TIME_EXCEEDED_V6 | PARAMETER_PROBLEM_V6,
-            _,
-        ) => Kind::Error,
+        | (IpAddr::V6(_), UNREACHABLE_V6 | PACKET_TOO_BIG_V6 | TIME_EXCEEDED_V6 | PARAMETER_PROBLEM_V6, _) => {
+            Kind::Error
+        }
         _ => Kind::Other,
     })
 }
@@ -95,10 +91,7 @@ pub fn as_reply(packet: &Packet<'_>) -> Option<Echo> {
         return None;
     }
     let [_, _, _, _, a, b, c, d] = *packet.payload.first_chunk::<ECHO_HEADER>()?;
-    Some(Echo {
-        identifier: u16::from_be_bytes([a, b]),
-        sequence: u16::from_be_bytes([c, d]),
-    })
+    Some(Echo { identifier: u16::from_be_bytes([a, b]), sequence: u16::from_be_bytes([c, d]) })
 }
 
 fn message(source: IpAddr, destination: IpAddr, kind: u8, rest: &[u8]) -> Option<Vec<u8>> {

@@ -112,9 +112,7 @@ fn parse_v4(bytes: &[u8]) -> Result<Packet<'_>, ParseError> {
     if header_length < IPV4_HEADER {
         return Err(ParseError::Truncated);
     }
-    let payload = bytes
-        .get(header_length..total)
-        .ok_or(ParseError::Truncated)?;
+    let payload = bytes.get(header_length..total).ok_or(ParseError::Truncated)?;
     let fragment_field = u16::from_be_bytes([header[6], header[7]]);
     let more_fragments = fragment_field & 0x2000 != 0;
     let offset = fragment_field & 0x1fff;
@@ -140,17 +138,13 @@ fn parse_v6(bytes: &[u8]) -> Result<Packet<'_>, ParseError> {
         IpAddr::V6(Ipv6Addr::from(octets.copied().unwrap_or_default()))
     };
     let length = usize::from(u16::from_be_bytes([header[4], header[5]]));
-    let mut payload = bytes
-        .get(IPV6_HEADER..IPV6_HEADER + length)
-        .ok_or(ParseError::Truncated)?;
+    let mut payload = bytes.get(IPV6_HEADER..IPV6_HEADER + length).ok_or(ParseError::Truncated)?;
     let mut next = header[6];
     let mut fragment = false;
     let mut more_fragments = false;
     let mut later = false;
     if next == protocol::FRAGMENT_V6 {
-        let (extension, rest) = payload
-            .split_first_chunk::<FRAGMENT_V6_HEADER>()
-            .ok_or(ParseError::UnknownProtocol)?;
+        let (extension, rest) = payload.split_first_chunk::<FRAGMENT_V6_HEADER>().ok_or(ParseError::UnknownProtocol)?;
         let field = u16::from_be_bytes([extension[2], extension[3]]);
         match field >> 3 {
             0 => {}
@@ -162,27 +156,13 @@ fn parse_v6(bytes: &[u8]) -> Result<Packet<'_>, ParseError> {
         next = extension[0];
         payload = rest;
     }
-    let transport = if later {
-        Transport::LaterFragment
-    } else {
-        transport(next, protocol::ICMP_V6, payload, more_fragments)?
-    };
-    Ok(Packet {
-        source: address(0),
-        destination: address(16),
-        transport,
-        fragment,
-        payload,
-    })
+    let transport =
+        if later { Transport::LaterFragment } else { transport(next, protocol::ICMP_V6, payload, more_fragments)? };
+    Ok(Packet { source: address(0), destination: address(16), transport, fragment, payload })
 }
 
 /// Reads the transport header. `own_icmp` is the ICMP of the packet's family: the other one is just some protocol.
-fn transport(
-    number: u8,
-    own_icmp: u8,
-    payload: &[u8],
-    more_fragments: bool,
-) -> Result<Transport, ParseError> {
+fn transport(number: u8, own_icmp: u8, payload: &[u8], more_fragments: bool) -> Result<Transport, ParseError> {
     let at_least = |length: usize| {
         if payload.len() < length {
             return Err(ParseError::UnknownProtocol);
@@ -200,25 +180,15 @@ fn transport(
         0 | 255 => return Err(ParseError::UnknownProtocol),
         protocol::TCP => {
             at_least(20)?;
-            Transport::Tcp {
-                source,
-                destination,
-                flags: byte(13),
-            }
+            Transport::Tcp { source, destination, flags: byte(13) }
         }
         protocol::UDP => {
             at_least(8)?;
-            Transport::Udp {
-                source,
-                destination,
-            }
+            Transport::Udp { source, destination }
         }
         protocol::SCTP => {
             at_least(12)?;
-            Transport::Sctp {
-                source,
-                destination,
-            }
+            Transport::Sctp { source, destination }
         }
         protocol::TSMP if more_fragments => return Err(ParseError::UnknownProtocol),
         protocol::TSMP => {
@@ -227,10 +197,7 @@ fn transport(
         }
         number if number == own_icmp => {
             at_least(4)?;
-            Transport::Icmp {
-                kind: byte(0),
-                code: byte(1),
-            }
+            Transport::Icmp { kind: byte(0), code: byte(1) }
         }
         number => Transport::Other(number),
     })

@@ -74,9 +74,7 @@ impl Segment {
         header.extend_from_slice(&[0, 0, 0, 0]);
         let (from, to) = (source.ip(), destination.ip());
         let check = build::pseudo_checksum(from, to, protocol::TCP, &header);
-        header
-            .get_mut(16..18)?
-            .copy_from_slice(&check.to_be_bytes());
+        header.get_mut(16..18)?.copy_from_slice(&check.to_be_bytes());
         build::ip(from, to, protocol::TCP, &header)
     }
 }
@@ -84,12 +82,7 @@ impl Segment {
 /// The answer to a segment for which there is no connection: a RST, or `None` if it is a RST itself, isn't whole TCP,
 /// or must not be answered.
 pub fn reset_for(packet: &Packet<'_>) -> Option<Vec<u8>> {
-    let Transport::Tcp {
-        source,
-        destination,
-        ..
-    } = packet.transport
-    else {
+    let Transport::Tcp { source, destination, .. } = packet.transport else {
         return None;
     };
     let segment = Segment::parse(packet)?;
@@ -97,13 +90,7 @@ pub fn reset_for(packet: &Packet<'_>) -> Option<Vec<u8>> {
         return None;
     }
     let reset = if segment.flags & ACK != 0 {
-        Segment {
-            sequence: segment.acknowledgement,
-            acknowledgement: 0,
-            flags: RST,
-            window: 0,
-            length: 0,
-        }
+        Segment { sequence: segment.acknowledgement, acknowledgement: 0, flags: RST, window: 0, length: 0 }
     } else {
         Segment {
             sequence: 0,
@@ -113,8 +100,5 @@ pub fn reset_for(packet: &Packet<'_>) -> Option<Vec<u8>> {
             length: 0,
         }
     };
-    reset.build(
-        (packet.destination, destination).into(),
-        (packet.source, source).into(),
-    )
+    reset.build((packet.destination, destination).into(), (packet.source, source).into())
 }

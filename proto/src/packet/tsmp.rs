@@ -126,10 +126,7 @@ pub fn parse(packet: &Packet<'_>) -> Option<Message> {
         PONG => {
             let (data, rest) = body.split_first_chunk::<8>()?;
             let port = rest.first_chunk().copied().unwrap_or_default();
-            Message::Pong {
-                data: *data,
-                peer_api_port: u16::from_be_bytes(port),
-            }
+            Message::Pong { data: *data, peer_api_port: u16::from_be_bytes(port) }
         }
         DISCO_KEY => Message::DiscoKey(*body.first_chunk()?),
         other => Message::Unknown(other),
@@ -140,15 +137,8 @@ pub fn parse(packet: &Packet<'_>) -> Option<Message> {
 /// `None` if it is neither.
 pub fn rejection(refused: &Packet<'_>, reason: RejectReason) -> Option<Vec<u8>> {
     let (number, source, destination) = match refused.transport {
-        Transport::Tcp {
-            source,
-            destination,
-            ..
-        } => (protocol::TCP, source, destination),
-        Transport::Udp {
-            source,
-            destination,
-        } => (protocol::UDP, source, destination),
+        Transport::Tcp { source, destination, .. } => (protocol::TCP, source, destination),
+        Transport::Udp { source, destination } => (protocol::UDP, source, destination),
         _ => return None,
     };
     let mut body = vec![REJECTED, number, reason.byte()];

@@ -118,14 +118,8 @@ impl<P> Connection<P> {
     pub(super) fn deadline(&self) -> (Instant, ConnectionError) {
         let silence = (self.last_heard + SILENCE_TIMEOUT, ConnectionError::TimedOut);
         match self.stage {
-            Stage::HalfOpen => (
-                self.opened + HALF_OPEN_TIMEOUT,
-                ConnectionError::ConnectTimedOut,
-            ),
-            Stage::Dialling => (
-                self.opened + CONNECT_TIMEOUT,
-                ConnectionError::ConnectTimedOut,
-            ),
+            Stage::HalfOpen => (self.opened + HALF_OPEN_TIMEOUT, ConnectionError::ConnectTimedOut),
+            Stage::Dialling => (self.opened + CONNECT_TIMEOUT, ConnectionError::ConnectTimedOut),
             Stage::Waiting | Stage::Owned => silence,
             Stage::Released { until } => {
                 if until < silence.0 {

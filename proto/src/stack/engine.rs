@@ -5,9 +5,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
-use smoltcp::iface::{
-    Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet, SocketStorage,
-};
+use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
 use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
@@ -86,10 +84,7 @@ impl Engine {
     /// A connection that waits for the SYN of `remote`. `None` if the addresses are unusable.
     pub(super) fn listening(opening: Opening, now: EngineInstant) -> Option<Self> {
         let mut engine = Self::new(opening, now);
-        let local = IpListenEndpoint {
-            addr: Some(opening.local.ip().into()),
-            port: opening.local.port(),
-        };
+        let local = IpListenEndpoint { addr: Some(opening.local.ip().into()), port: opening.local.port() };
         engine.socket_mut().listen(local).ok()?;
         Some(engine)
     }
@@ -98,21 +93,13 @@ impl Engine {
     pub(super) fn dialling(opening: Opening, now: EngineInstant) -> Option<Self> {
         let mut engine = Self::new(opening, now);
         let socket = engine.sockets.get_mut::<Socket<'_>>(engine.socket);
-        socket
-            .connect(engine.interface.context(), opening.remote, opening.local)
-            .ok()?;
+        socket.connect(engine.interface.context(), opening.remote, opening.local).ok()?;
         Some(engine)
     }
 
     fn new(opening: Opening, now: EngineInstant) -> Self {
         let mut none = PacketBatch::<()>::new();
-        let mut wire = Wire {
-            incoming: None,
-            outgoing: &mut none,
-            peer: (),
-            mtu: opening.mtu,
-            last_sent: &mut None,
-        };
+        let mut wire = Wire { incoming: None, outgoing: &mut none, peer: (), mtu: opening.mtu, last_sent: &mut None };
         let mut config = InterfaceConfig::new(HardwareAddress::Ip);
         config.random_seed = opening.seed;
         let mut interface = Interface::new(config, &mut wire, now);
@@ -135,13 +122,7 @@ impl Engine {
         )));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let socket = sockets.add(socket);
-        Self {
-            interface,
-            sockets,
-            socket,
-            mtu: opening.mtu,
-            last_sent: None,
-        }
+        Self { interface, sockets, socket, mtu: opening.mtu, last_sent: None }
     }
 
     fn socket(&self) -> &Socket<'static> {
@@ -175,16 +156,9 @@ impl Engine {
         peer: P,
         replies: &mut PacketBatch<P>,
     ) {
-        let mut wire = Wire {
-            incoming: Some(packet),
-            outgoing: replies,
-            peer,
-            mtu: self.mtu,
-            last_sent: &mut self.last_sent,
-        };
-        let _ = self
-            .interface
-            .poll_ingress_single(now, &mut wire, &mut self.sockets);
+        let mut wire =
+            Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, last_sent: &mut self.last_sent };
+        let _ = self.interface.poll_ingress_single(now, &mut wire, &mut self.sockets);
     }
 
     /// Writes at most `budget` packets to `out`. Says whether the budget ended it.
@@ -195,17 +169,9 @@ impl Engine {
         out: &mut PacketBatch<P>,
         budget: usize,
     ) -> bool {
-        let mut wire = Wire {
-            incoming: None,
-            outgoing: out,
-            peer,
-            mtu: self.mtu,
-            last_sent: &mut self.last_sent,
-        };
+        let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, last_sent: &mut self.last_sent };
         for _ in 0..budget {
-            let result = self
-                .interface
-                .poll_egress(now, &mut wire, &mut self.sockets);
+            let result = self.interface.poll_egress(now, &mut wire, &mut self.sockets);
             if result == PollResult::None {
                 return false;
             }
@@ -242,11 +208,7 @@ impl Engine {
     /// Room for bytes to send.
     pub(super) fn send_room(&self) -> usize {
         let socket = self.socket();
-        if socket.may_send() {
-            socket.send_capacity() - socket.send_queue()
-        } else {
-            0
-        }
+        if socket.may_send() { socket.send_capacity() - socket.send_queue() } else { 0 }
     }
 
     /// Sends FIN after what is still queued.
@@ -307,11 +269,7 @@ impl<P: Copy> phy::Device for Wire<'_, P> {
     }
 
     fn transmit(&mut self, _: EngineInstant) -> Option<Self::TxToken<'_>> {
-        Some(Outgoing {
-            batch: &mut *self.outgoing,
-            peer: self.peer,
-            last_sent: &mut *self.last_sent,
-        })
+        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, last_sent: &mut *self.last_sent })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

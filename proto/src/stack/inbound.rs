@@ -6,8 +6,7 @@ use std::time::Instant;
 use super::connection::{Flow, Stage};
 use super::engine::{self, Engine, Phase};
 use super::{
-    ConnectionError, MAX_CONNECTIONS, MAX_HALF_OPEN_PER_PEER, MAX_PING_EVENTS, MAX_REPLIES, Stack,
-    StackEvent,
+    ConnectionError, MAX_CONNECTIONS, MAX_HALF_OPEN_PER_PEER, MAX_PING_EVENTS, MAX_REPLIES, Stack, StackEvent,
 };
 use crate::packet::{Packet, PacketBatch, Transport, icmp, protocol, tcp, tsmp};
 
@@ -24,18 +23,12 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         let Ok(packet) = Packet::parse(bytes) else {
             return;
         };
-        if packet.fragment
-            || !self.config.addresses.contains(&packet.destination)
-            || !engine::is_usable(packet.source)
+        if packet.fragment || !self.config.addresses.contains(&packet.destination) || !engine::is_usable(packet.source)
         {
             return;
         }
         match packet.transport {
-            Transport::Tcp {
-                source,
-                destination,
-                ..
-            } => {
+            Transport::Tcp { source, destination, .. } => {
                 let flow = Flow {
                     peer,
                     local: (packet.destination, destination).into(),
@@ -96,13 +89,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         self.receive(now, id, segment, bytes);
     }
 
-    fn receive(
-        &mut self,
-        now: Instant,
-        id: super::ConnectionId,
-        segment: tcp::Segment,
-        bytes: &[u8],
-    ) {
+    fn receive(&mut self, now: Instant, id: super::ConnectionId, segment: tcp::Segment, bytes: &[u8]) {
         let engine_now = self.clock.engine_time(now);
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -139,11 +126,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
             }
             Some(icmp::Kind::EchoReply) => {
                 if let Some(echo) = icmp::as_reply(packet) {
-                    self.ping_event(StackEvent::EchoReply {
-                        peer,
-                        from: packet.source,
-                        echo,
-                    });
+                    self.ping_event(StackEvent::EchoReply { peer, from: packet.source, echo });
                 }
             }
             _ => {}
@@ -156,20 +139,11 @@ impl<P: Copy + Eq + Hash> Stack<P> {
                 // There is no PeerAPI here.
                 self.reply(peer, tsmp::pong(packet, 0));
             }
-            Some(tsmp::Message::Pong {
-                data,
-                peer_api_port,
-            }) => self.ping_event(StackEvent::TsmpPong {
-                peer,
-                data,
-                peer_api_port,
-            }),
+            Some(tsmp::Message::Pong { data, peer_api_port }) => {
+                self.ping_event(StackEvent::TsmpPong { peer, data, peer_api_port });
+            }
             Some(tsmp::Message::Rejected(rejected)) if !rejected.maybe_broken => {
-                let flow = Flow {
-                    peer,
-                    local: rejected.source,
-                    remote: rejected.destination,
-                };
+                let flow = Flow { peer, local: rejected.source, remote: rejected.destination };
                 let id = self.by_flow.get(&flow).copied();
                 if let Some(id) = id.filter(|_| rejected.protocol == protocol::TCP) {
                     let error = ConnectionError::RefusedByPolicy(rejected.reason);

@@ -53,13 +53,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     }
 
     /// A connection's turn to send.
-    pub(super) fn transmit(
-        &mut self,
-        now: Instant,
-        id: ConnectionId,
-        out: &mut PacketBatch<P>,
-        budget: usize,
-    ) {
+    pub(super) fn transmit(&mut self, now: Instant, id: ConnectionId, out: &mut PacketBatch<P>, budget: usize) {
         let engine_now = self.clock.engine_time(now);
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -93,9 +87,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         let Life::Running(engine) = &mut connection.life else {
             return;
         };
-        let wanted = engine
-            .poll_at(&mut self.clock, now)
-            .map_or(deadline, |at| at.max(now + RETRY).min(deadline));
+        let wanted = engine.poll_at(&mut self.clock, now).map_or(deadline, |at| at.max(now + RETRY).min(deadline));
         if connection.timer.is_some_and(|at| at <= wanted) {
             return;
         }
@@ -211,9 +203,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         };
         let leftover = Leftover::new(engine.drain());
         let flow = connection.flow;
-        let last = engine
-            .last_sent()
-            .filter(|_| end == End::Clean && waits(engine));
+        let last = engine.last_sent().filter(|_| end == End::Clean && waits(engine));
         connection.life = Life::Ended { end, leftover };
         if let Some(timer) = connection.timer.take() {
             self.timers.remove(&(timer, id));
@@ -233,10 +223,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
                 if wants_write {
                     self.events.push_back(StackEvent::Writable { id });
                 }
-                self.events.push_back(StackEvent::Closed {
-                    id,
-                    error: end.failure(),
-                });
+                self.events.push_back(StackEvent::Closed { id, error: end.failure() });
             }
             Stage::HalfOpen | Stage::Waiting | Stage::Released { .. } => self.remove(id),
         }
@@ -263,12 +250,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     }
 
     fn count_half_open_down(&mut self, id: ConnectionId) {
-        let Some(Connection {
-            flow,
-            stage: Stage::HalfOpen,
-            ..
-        }) = self.connections.get(&id)
-        else {
+        let Some(Connection { flow, stage: Stage::HalfOpen, .. }) = self.connections.get(&id) else {
             return;
         };
         if let Some(listener) = self.listeners.get_mut(&flow.local.port()) {

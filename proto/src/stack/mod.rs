@@ -29,8 +29,8 @@ use self::connection::{Connection, End, Flow, Life, Stage};
 use self::engine::{Clock, Engine, Opening, Received};
 use self::time_wait::TimeWaits;
 pub use self::types::{
-    Accepted, Config, ConnectError, ConnectionError, ConnectionId, DEFAULT_BUFFER, DEFAULT_MTU,
-    ListenError, Read, StackEvent,
+    Accepted, Config, ConnectError, ConnectionError, ConnectionId, DEFAULT_BUFFER, DEFAULT_MTU, ListenError, Read,
+    StackEvent,
 };
 use crate::packet::icmp::{self, Echo};
 use crate::packet::{PacketBatch, tsmp};
@@ -98,9 +98,7 @@ pub struct Stack<P> {
 impl<P: Copy + Eq + Hash> Stack<P> {
     /// A stack without connections. `rng` gives ports and initial sequence numbers.
     pub fn new(mut config: Config, rng: Box<dyn CryptoRng + Send>) -> Self {
-        config
-            .addresses
-            .retain(|address| engine::is_usable(*address));
+        config.addresses.retain(|address| engine::is_usable(*address));
         config.mtu = config.mtu.max(DEFAULT_MTU);
         // A ring of nothing could never move a byte; one beyond a GiB has no window scale.
         config.receive_buffer = config.receive_buffer.clamp(4096, 1 << 28);
@@ -127,12 +125,9 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     /// Changes our addresses. Connections from an address that isn't ours any more fail without a packet.
     pub fn set_addresses(&mut self, now: Instant, addresses: Vec<IpAddr>) {
         self.config.addresses = addresses;
-        self.config
-            .addresses
-            .retain(|address| engine::is_usable(*address));
+        self.config.addresses.retain(|address| engine::is_usable(*address));
         let kept = &self.config.addresses;
-        self.time_waits
-            .retain(|flow| kept.contains(&flow.local.ip()));
+        self.time_waits.retain(|flow| kept.contains(&flow.local.ip()));
         for id in self.ids(|connection| !kept.contains(&connection.flow.local.ip())) {
             self.finish(now, id, End::Failed(ConnectionError::AddressLost));
         }
@@ -150,11 +145,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         if self.listeners.contains_key(&port) {
             return Err(ListenError::InUse);
         }
-        let listener = Listener {
-            backlog: backlog.clamp(1, MAX_CONNECTIONS),
-            half_open: 0,
-            ready: VecDeque::new(),
-        };
+        let listener = Listener { backlog: backlog.clamp(1, MAX_CONNECTIONS), half_open: 0, ready: VecDeque::new() };
         self.listeners.insert(port, listener);
         Ok(())
     }
@@ -162,8 +153,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     /// Takes no more connections to `port`; those that nobody has accepted are reset.
     pub fn unlisten(&mut self, now: Instant, port: u16) {
         let unaccepted = self.ids(|connection| {
-            connection.flow.local.port() == port
-                && matches!(connection.stage, Stage::HalfOpen | Stage::Waiting)
+            connection.flow.local.port() == port && matches!(connection.stage, Stage::HalfOpen | Stage::Waiting)
         });
         for id in unaccepted {
             self.reset(now, id, ConnectionError::Aborted);
@@ -191,14 +181,9 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         }
         let mut ours = self.config.addresses.iter().copied();
         let local_ip = ours
-            .find(|address| {
-                address.is_ipv4() == remote.is_ipv4()
-                    && local_ip.is_none_or(|wanted| wanted == *address)
-            })
+            .find(|address| address.is_ipv4() == remote.is_ipv4() && local_ip.is_none_or(|wanted| wanted == *address))
             .ok_or(ConnectError::NoAddress)?;
-        let flow = self
-            .free_flow(peer, local_ip, remote)
-            .ok_or(ConnectError::NoPort)?;
+        let flow = self.free_flow(peer, local_ip, remote).ok_or(ConnectError::NoPort)?;
         let opening = self.opening(&flow);
         let engine_now = self.clock.engine_time(now);
         let engine = Engine::dialling(opening, engine_now).ok_or(ConnectError::BadRemote)?;
@@ -212,12 +197,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         connection.stage = Stage::Owned;
         let flow = connection.flow;
         self.notify(id);
-        Some(Accepted {
-            id,
-            peer: flow.peer,
-            local: flow.local,
-            remote: flow.remote,
-        })
+        Some(Accepted { id, peer: flow.peer, local: flow.local, remote: flow.remote })
     }
 
     /// Queues bytes for sending and says how many were taken: 0 when full or not connected yet.
@@ -225,12 +205,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     ///
     /// # Errors
     /// Why the connection can't send any more.
-    pub fn write(
-        &mut self,
-        _now: Instant,
-        id: ConnectionId,
-        bytes: &[u8],
-    ) -> Result<usize, ConnectionError> {
+    pub fn write(&mut self, _now: Instant, id: ConnectionId, bytes: &[u8]) -> Result<usize, ConnectionError> {
         let connection = self.owned(id)?;
         if connection.shut_down {
             return Err(ConnectionError::Shutdown);
@@ -250,12 +225,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     ///
     /// # Errors
     /// Why the connection failed.
-    pub fn read(
-        &mut self,
-        _now: Instant,
-        id: ConnectionId,
-        into: &mut [u8],
-    ) -> Result<Read, ConnectionError> {
+    pub fn read(&mut self, _now: Instant, id: ConnectionId, into: &mut [u8]) -> Result<Read, ConnectionError> {
         let connection = self.owned(id)?;
         let received = match &mut connection.life {
             Life::Running(engine) => engine.read(into),
@@ -306,9 +276,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         let Ok(connection) = self.owned(id) else {
             return;
         };
-        connection.stage = Stage::Released {
-            until: now + RELEASE_TIMEOUT,
-        };
+        connection.stage = Stage::Released { until: now + RELEASE_TIMEOUT };
         match connection.engine() {
             None => {
                 self.remove(id);
@@ -332,17 +300,13 @@ impl<P: Copy + Eq + Hash> Stack<P> {
 
     /// Asks `destination` for an ICMP echo through `peer`. Says whether the question could be asked.
     pub fn send_echo(&mut self, peer: P, destination: IpAddr, echo: Echo, data: &[u8]) -> bool {
-        let packet = self
-            .source_for(destination)
-            .and_then(|source| icmp::request(source, destination, echo, data));
+        let packet = self.source_for(destination).and_then(|source| icmp::request(source, destination, echo, data));
         self.reply(peer, packet)
     }
 
     /// Asks the node `peer` for a TSMP pong. Says whether the question could be asked.
     pub fn send_tsmp_ping(&mut self, peer: P, destination: IpAddr, data: [u8; 8]) -> bool {
-        let packet = self
-            .source_for(destination)
-            .and_then(|source| tsmp::ping(source, destination, data));
+        let packet = self.source_for(destination).and_then(|source| tsmp::ping(source, destination, data));
         self.reply(peer, packet)
     }
 
@@ -377,10 +341,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     /// The next event.
     pub fn poll_event(&mut self) -> Option<StackEvent<P>> {
         let event = self.events.pop_front()?;
-        if matches!(
-            event,
-            StackEvent::EchoReply { .. } | StackEvent::TsmpPong { .. }
-        ) {
+        if matches!(event, StackEvent::EchoReply { .. } | StackEvent::TsmpPong { .. }) {
             self.ping_events -= 1;
         }
         Some(event)
@@ -389,10 +350,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     /// When [`Stack::handle_timeout`] is due.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timer = self.timers.first().map(|(at, _)| *at);
-        [timer, self.time_waits.next_end()]
-            .into_iter()
-            .flatten()
-            .min()
+        [timer, self.time_waits.next_end()].into_iter().flatten().min()
     }
 
     /// How many connections there are, in whatever state.
@@ -426,11 +384,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         (0..ports)
             .map(|step| Flow {
                 peer,
-                local: (
-                    local_ip,
-                    FIRST_DYNAMIC_PORT + start.wrapping_add(step) % ports,
-                )
-                    .into(),
+                local: (local_ip, FIRST_DYNAMIC_PORT + start.wrapping_add(step) % ports).into(),
                 remote,
             })
             .find(|flow| !self.by_flow.contains_key(flow) && self.time_waits.get(flow).is_none())
@@ -447,18 +401,11 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         }
     }
 
-    fn insert(
-        &mut self,
-        now: Instant,
-        flow: Flow<P>,
-        stage: Stage,
-        engine: Engine,
-    ) -> ConnectionId {
+    fn insert(&mut self, now: Instant, flow: Flow<P>, stage: Stage, engine: Engine) -> ConnectionId {
         let id = ConnectionId(self.next_id);
         self.next_id += 1;
         self.by_flow.insert(flow, id);
-        self.connections
-            .insert(id, Connection::new(flow, stage, engine, now));
+        self.connections.insert(id, Connection::new(flow, stage, engine, now));
         self.mark(id);
         id
     }

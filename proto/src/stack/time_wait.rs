@@ -22,10 +22,7 @@ pub(super) struct TimeWaits<F> {
 
 impl<F: Copy + Eq + Hash> TimeWaits<F> {
     pub(super) fn new() -> Self {
-        Self {
-            last_segments: HashMap::new(),
-            by_age: VecDeque::new(),
-        }
+        Self { last_segments: HashMap::new(), by_age: VecDeque::new() }
     }
 
     /// Remembers `flow`, whose last acknowledgement was `segment`.
@@ -64,11 +61,7 @@ impl<F: Copy + Eq + Hash> TimeWaits<F> {
 
     /// The flow may have been removed and inserted anew since.
     fn forget(&mut self, end: Instant, flow: F) {
-        if self
-            .last_segments
-            .get(&flow)
-            .is_some_and(|(_, at)| *at == end)
-        {
+        if self.last_segments.get(&flow).is_some_and(|(_, at)| *at == end) {
             self.last_segments.remove(&flow);
         }
     }

@@ -28,12 +28,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self {
-            addresses: Vec::new(),
-            mtu: DEFAULT_MTU,
-            receive_buffer: DEFAULT_BUFFER,
-            send_buffer: DEFAULT_BUFFER,
-        }
+        Self { addresses: Vec::new(), mtu: DEFAULT_MTU, receive_buffer: DEFAULT_BUFFER, send_buffer: DEFAULT_BUFFER }
     }
 }
 
