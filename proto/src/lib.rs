@@ -22,3 +22,4 @@ pub mod ssh_policy;
 pub mod stack;
 pub mod stun;
 pub mod tailcfg;
+pub mod tunnel;
