@@ -13,8 +13,9 @@
 pub mod derp;
 pub mod disco;
 pub mod key;
-pub mod nix_command;
 mod nacl;
+pub mod nix_command;
+pub mod noise;
 pub mod packet;
 pub mod run;
 pub mod secret;
