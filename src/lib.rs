@@ -1,2 +1,5 @@
 //! A process on a Tailscale network without `tailscaled`, root or a TUN device.
+
+pub mod bench;
+pub mod coordinator;
 pub mod net;

@@ -1,0 +1,3 @@
+//! A coordinator.
+pub mod places;
+pub mod verbs;

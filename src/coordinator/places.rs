@@ -1,0 +1,253 @@
+//! Where a coordinator writes what Nix reads, and how each place looks afterwards: as before, to the byte.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// A file that is replaced whole while a coordinator runs, and put back at its end.
+///
+/// The original is kept beside it as `<name>.before-nixtail` until then, so that the next run can put it back where
+/// this one was killed.
+#[derive(Debug)]
+pub struct Borrowed {
+    path: PathBuf,
+    original: Option<Original>,
+}
+
+#[derive(Debug)]
+struct Original {
+    bytes: Vec<u8>,
+    mode: u32,
+}
+
+/// A place that can't be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlaceError {
+    /// The system said no.
+    #[error("can't {doing} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        doing: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Others could put something of theirs where root's Nix would run it.
+    #[error(
+        "{} can be written by others, and a root daemon would run what they put there; move it to a folder that only root can write, or use `--mode own-store`",
+        path.display()
+    )]
+    WritableByOthers {
+        /// The file or folder.
+        path: PathBuf,
+    },
+}
+
+impl Borrowed {
+    /// Takes over the file at `path`, which need not exist.
+    ///
+    /// # Errors
+    /// When it can't be read, or the copy can't be kept.
+    pub fn take(path: PathBuf) -> Result<Self, PlaceError> {
+        let kept = kept_beside(&path);
+        // A run that was killed left the true original here; what stands at `path` is its work.
+        if let Some(original) = Original::read(&kept)? {
+            return Ok(Self { path, original: Some(original) });
+        }
+        if fs::exists(absence_beside(&path)).unwrap_or(false) {
+            return Ok(Self { path, original: None });
+        }
+        let original = Original::read(&path)?;
+        match &original {
+            Some(original) => write_atomically(&kept, &original.bytes, original.mode)?,
+            None => write_atomically(&absence_beside(&path), b"", 0o600)?,
+        }
+        Ok(Self { path, original })
+    }
+
+    /// What was there before; empty if nothing was.
+    #[must_use]
+    pub fn original(&self) -> &[u8] {
+        self.original.as_ref().map(|original| original.bytes.as_slice()).unwrap_or_default()
+    }
+
+    /// Replaces the file in one step, so that a reader sees either the old or the new one.
+    ///
+    /// # Errors
+    /// When it can't be written.
+    pub fn replace(&self, bytes: &[u8]) -> Result<(), PlaceError> {
+        write_atomically(&self.path, bytes, self.original.as_ref().map_or(0o644, |original| original.mode))
+    }
+
+    /// Puts back what was there before.
+    ///
+    /// # Errors
+    /// When that can't be written; the kept copy stays then.
+    pub fn give_back(self) -> Result<(), PlaceError> {
+        match &self.original {
+            Some(original) => {
+                write_atomically(&self.path, &original.bytes, original.mode)?;
+                remove(&kept_beside(&self.path))
+            }
+            None => {
+                remove(&self.path)?;
+                remove(&absence_beside(&self.path))
+            }
+        }
+    }
+}
+
+impl Original {
+    fn read(path: &Path) -> Result<Option<Self>, PlaceError> {
+        let bytes = match fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(PlaceError::Io { doing: "read", path: path.to_owned(), source }),
+        };
+        let metadata =
+            fs::metadata(path).map_err(|source| PlaceError::Io { doing: "read", path: path.to_owned(), source })?;
+        Ok(Some(Self { bytes, mode: metadata.permissions().mode() & 0o7777 }))
+    }
+}
+
+/// Refuses a path that somebody besides root and `uid` could change, or put another thing in the place of.
+///
+/// # Errors
+/// When it can be written by others, or can't be looked at.
+pub fn refuse_writable_by_others(path: &Path, uid: u32) -> Result<(), PlaceError> {
+    let whole =
+        path.canonicalize().map_err(|source| PlaceError::Io { doing: "find", path: path.to_owned(), source })?;
+    for part in whole.ancestors() {
+        let metadata =
+            fs::metadata(part).map_err(|source| PlaceError::Io { doing: "look at", path: part.to_owned(), source })?;
+        let sticky_folder = metadata.is_dir() && metadata.mode() & 0o1000 != 0 && part != whole;
+        let others_write = metadata.mode() & 0o022 != 0 && !sticky_folder;
+        if others_write || (metadata.uid() != 0 && metadata.uid() != uid) {
+            return Err(PlaceError::WritableByOthers { path: part.to_owned() });
+        }
+    }
+    Ok(())
+}
+
+/// Writes a file in one step: beside it first, then over it.
+///
+/// # Errors
+/// When the folder can't be written.
+pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PlaceError> {
+    let io = |source| PlaceError::Io { doing: "write", path: path.to_owned(), source };
+    let folder = path.parent().unwrap_or(Path::new("/"));
+    fs::create_dir_all(folder).map_err(io)?;
+    let mut file = NamedTempFile::new_in(folder).map_err(io)?;
+    file.write_all(bytes).map_err(io)?;
+    file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(io)?;
+    file.persist(path).map_err(|error| io(error.error))?;
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<(), PlaceError> {
+    match fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(PlaceError::Io { doing: "remove", path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn kept_beside(path: &Path) -> PathBuf {
+    with_suffix(path, ".before-nixtail")
+}
+
+/// Marks that there was no file before.
+fn absence_beside(path: &Path) -> PathBuf {
+    with_suffix(path, ".absent-before-nixtail")
+}
+
+fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    PathBuf::from(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_comes_back_to_the_byte() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("machines");
+        fs::write(&path, b"old\xff\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let borrowed = Borrowed::take(path.clone()).unwrap();
+        assert_eq!(borrowed.original(), b"old\xff\n");
+        borrowed.replace(b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+        borrowed.give_back().unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"old\xff\n");
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+        assert_eq!(names(folder.path()), ["machines"]);
+    }
+
+    #[test]
+    fn what_was_not_there_is_gone_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("machines");
+        let borrowed = Borrowed::take(path).unwrap();
+        borrowed.replace(b"new").unwrap();
+        borrowed.give_back().unwrap();
+        assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn a_killed_run_is_undone_by_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        for before in [Some("old"), None] {
+            let path = folder.path().join("machines");
+            if let Some(before) = before {
+                fs::write(&path, before).unwrap();
+            }
+            let killed = Borrowed::take(path.clone()).unwrap();
+            killed.replace(b"of the killed run").unwrap();
+            drop(killed);
+            let next = Borrowed::take(path.clone()).unwrap();
+            assert_eq!(next.original(), before.unwrap_or_default().as_bytes());
+            next.replace(b"of the next run").unwrap();
+            next.give_back().unwrap();
+            assert_eq!(fs::read_to_string(&path).ok().as_deref(), before);
+            let _ = fs::remove_file(&path);
+            assert!(names(folder.path()).is_empty());
+        }
+    }
+
+    #[test]
+    fn what_others_can_write_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let uid = fs::metadata(folder.path()).unwrap().uid();
+        let inner = folder.path().join("inner");
+        fs::create_dir(&inner).unwrap();
+        let file = inner.join("nixtail");
+        fs::write(&file, b"").unwrap();
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(refuse_writable_by_others(&file, uid).is_ok());
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(
+            matches!(refuse_writable_by_others(&file, uid), Err(PlaceError::WritableByOthers { path }) if path == inner.canonicalize().unwrap())
+        );
+        fs::set_permissions(&inner, fs::Permissions::from_mode(0o755)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o666)).unwrap();
+        assert!(refuse_writable_by_others(&file, uid).is_err());
+    }
+}
