@@ -2,4 +2,6 @@
 
 pub mod bench;
 pub mod coordinator;
+pub mod local;
 pub mod net;
+pub mod report;

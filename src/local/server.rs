@@ -1,0 +1,160 @@
+//! Serves the local API.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use thiserror::Error;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::routes::{Reply, Request, Routes, refusal};
+use super::socket_path::{BindError, SocketPath};
+use crate::report::{Exit, Failure};
+
+/// Connections at once: each is one of the user's own processes, and Nix opens a few for each builder.
+const MAX_CONNECTIONS: usize = 512;
+/// A request is a few names and numbers.
+const MAX_BODY: usize = 64 << 10;
+/// A client of ours sends its request at once.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The running local API. [`Server::stop`] ends it; dropping it stops it without waiting.
+#[derive(Debug)]
+pub struct Server {
+    path: SocketPath,
+    cancel: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// Why the local API can't start.
+#[derive(Debug, Error)]
+pub enum ServeError {
+    /// Its socket can't be had.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The runtime refused the socket.
+    #[error("the local socket can't be served: {0}")]
+    Runtime(#[from] std::io::Error),
+}
+
+impl Server {
+    /// Binds `path` and serves `routes` there, on the current tokio runtime.
+    ///
+    /// # Errors
+    /// Why the socket can't be had.
+    pub fn start(path: SocketPath, routes: Routes) -> Result<Self, ServeError> {
+        let listener = path.bind()?;
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let accepting = accept(listener, Arc::new(routes), tasks.clone(), cancel.clone());
+        let stopped = cancel.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                () = accepting => {}
+                () = stopped.cancelled() => {}
+            }
+        });
+        Ok(Self { path, cancel, tasks })
+    }
+
+    /// Stops serving: removes the socket, lets calls that are being answered end until `deadline` has passed, and cuts
+    /// off what is left.
+    pub async fn stop(self, deadline: Duration) {
+        self.path.remove();
+        self.cancel.cancel();
+        self.tasks.close();
+        if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
+            tracing::debug!(tasks = self.tasks.len(), "local calls didn't end in time and are cut off");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if !self.cancel.is_cancelled() {
+            self.path.remove();
+            self.cancel.cancel();
+        }
+    }
+}
+
+async fn accept(listener: UnixListener, routes: Arc<Routes>, tasks: TaskTracker, cancel: CancellationToken) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) if is_allowed(&stream) => {
+                let serving = serve(stream, routes.clone(), tasks.clone(), cancel.clone());
+                tasks.spawn(async move {
+                    serving.await;
+                    drop(slot);
+                });
+            }
+            Ok(_) => tracing::warn!("a process of another user tried the local socket"),
+            Err(error) => {
+                // Out of descriptors, say. Others end, and then it goes on.
+                tracing::warn!(%error, "the local socket can't accept");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+fn is_allowed(stream: &UnixStream) -> bool {
+    let own = rustix::process::getuid().as_raw();
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == own || peer.uid() == 0)
+}
+
+async fn serve(stream: UnixStream, routes: Arc<Routes>, tasks: TaskTracker, cancel: CancellationToken) {
+    let upgraded = cancel.clone();
+    let service = service_fn(move |request| {
+        let (routes, tasks, cancel) = (routes.clone(), tasks.clone(), upgraded.clone());
+        async move { Ok::<_, Infallible>(answer(request, &routes, &tasks, &cancel).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(connection);
+    let ended = tokio::select! {
+        ended = &mut connection => ended,
+        () = cancel.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a local call ended badly");
+    }
+}
+
+async fn answer(
+    mut request: http::Request<Incoming>,
+    routes: &Routes,
+    tasks: &TaskTracker,
+    cancel: &CancellationToken,
+) -> Reply {
+    let Some(handler) = routes.find(request.method(), request.uri().path()) else {
+        let message = format!("this agent has no {} {}", request.method(), request.uri().path());
+        return refusal(&Failure::new(Exit::Usage, message).next("it may be of another version, or have another role"));
+    };
+    let upgrade = request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
+    let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
+        Ok(body) => body.to_bytes(),
+        Err(error) => return refusal(&Failure::new(Exit::Usage, format!("the request can't be read: {error}"))),
+    };
+    let streams = super::routes::Streams { tasks: tasks.clone(), cancel: cancel.clone() };
+    match handler(Request { body, upgrade, streams }).await {
+        Ok(reply) => reply,
+        Err(failure) => refusal(&failure),
+    }
+}

@@ -1,0 +1,38 @@
+//! Text from peers and from control, before a person sees it.
+
+/// The most characters of untrusted text that are shown at once: a long line, not a screenful.
+const MAX_CHARACTERS: usize = 512;
+
+/// Makes untrusted text fit to print: one line, no control or bidirectional-formatting characters, bounded.
+pub fn plain(text: &str) -> String {
+    let mut shown = String::new();
+    for (index, character) in text.chars().enumerate() {
+        if index == MAX_CHARACTERS {
+            shown.push('…');
+            break;
+        }
+        match character {
+            '\n' | '\t' => shown.push(' '),
+            // Formatting characters that reorder what stands beside them.
+            '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => {}
+            character if character.is_control() => {}
+            character => shown.push(character),
+        }
+    }
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escape_sequences_and_reordering_are_taken_out() {
+        assert_eq!(plain("a\u{1b}[31mb\r\nc\u{202e}d\u{9b}e"), "a[31mb cde");
+    }
+
+    #[test]
+    fn long_text_is_cut() {
+        assert_eq!(plain(&"x".repeat(10_000)).chars().count(), MAX_CHARACTERS + 1);
+    }
+}
