@@ -12,6 +12,7 @@
 
 pub mod derp;
 pub mod disco;
+pub mod filter;
 pub mod key;
 mod nacl;
 pub mod nix_command;

@@ -19,7 +19,7 @@ const FRAGMENT_V6_HEADER: usize = 8;
 const SMALLEST_LATER_FRAGMENT: u16 = (60 + 20) / 8;
 
 /// What is wrong with a packet (always its sender's fault).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Error)]
 pub enum ParseError {
     /// Shorter than its own headers.
     #[error("shorter than an IP header")]
