@@ -16,6 +16,8 @@ pub mod filter;
 pub mod key;
 mod nacl;
 pub mod nix_command;
+pub mod names;
+pub mod netmap;
 pub mod noise;
 pub mod packet;
 pub mod run;
