@@ -11,6 +11,9 @@ pub mod parse;
 pub mod tcp;
 pub mod tsmp;
 
+#[cfg(test)]
+mod tests;
+
 pub use batch::PacketBatch;
 pub use parse::{Packet, ParseError, Transport};
 

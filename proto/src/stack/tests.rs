@@ -442,7 +442,15 @@ struct Forged {
 fn forged() -> impl Strategy<Value = Forged> {
     let near = prop_oneof![-3..3i32, -70_000..70_000i32, any::<i32>()];
     let near2 = prop_oneof![-3..3i32, -70_000..70_000i32, any::<i32>()];
-    (any::<u8>(), near, near2, any::<u16>(), 0..1300usize, 0..3000u64, 0..5000usize).prop_map(
+    let flags = prop_oneof![
+        Just(tcp::ACK),
+        Just(tcp::ACK | 0x80),
+        Just(tcp::ACK | tcp::FIN),
+        Just(tcp::ACK | tcp::SYN),
+        any::<u8>(),
+        any::<u8>().prop_map(|flags| flags | tcp::ACK)
+    ];
+    (flags, near, near2, any::<u16>(), 0..1300usize, 0..3000u64, 0..5000usize).prop_map(
         |(flags, sequence, acknowledgement, window, payload, pause, write)| Forged {
             flags,
             sequence,
@@ -479,35 +487,50 @@ proptest! {
     }
 
     #[test]
-    fn no_segment_within_a_connection_panics(steps in proptest::collection::vec(forged(), 1..20)) {
+    fn no_segment_within_a_connection_panics(
+        established in any::<bool>(),
+        steps in proptest::collection::vec(forged(), 1..20),
+    ) {
         let mut pair = Pair::new(Link::ideal());
-        let (client, server) = pair.connected(22);
-        let flow = pair.stacks[1].connections[&server.id].flow;
+        let (client, server) = if established {
+            let (client, server) = pair.connected(22);
+            (client, Some(server.id))
+        } else {
+            pair.cut = true;
+            (pair.dial(22), None)
+        };
+        pair.settle();
+        let flow = pair.stacks[0].connections[&client].flow;
         for step in steps {
-            let base = pair.stacks[0].connections.get_mut(&client)
-                .and_then(|one| one.engine().and_then(|engine| engine.last_sent()));
-            let base = base.unwrap_or(tcp::Segment {
-                sequence: 0, acknowledgement: 0, flags: 0, window: 0, length: 0,
-            });
+            // Bit 7 says whom the forged segment strikes; its numbers lie near what the other end would send.
+            let strike = if established && step.flags & 0x80 != 0 { 1 } else { 0 };
+            let id = if strike == 0 { Some(client) } else { server };
+            let last = id.and_then(|id| pair.stacks[strike].connections.get_mut(&id)?.engine()?.last_sent());
+            let last = last.unwrap_or(tcp::Segment { sequence: 0, acknowledgement: 0, flags: 0, window: 0, length: 0 });
+            let (from, to) = if strike == 0 { (flow.remote, flow.local) } else { (flow.local, flow.remote) };
             let segment = tcp::Segment {
-                sequence: base.sequence.wrapping_add_signed(step.sequence),
-                acknowledgement: base.acknowledgement.wrapping_add_signed(step.acknowledgement),
-                // Mostly acknowledgements: others are thrown away early.
-                flags: (step.flags & 0x3f) | tcp::ACK,
+                sequence: last.acknowledgement.wrapping_add_signed(step.sequence),
+                acknowledgement: last.sequence.wrapping_add(last.sequence_length()).wrapping_add_signed(step.acknowledgement),
+                flags: step.flags & 0x3f,
                 window: step.window,
                 length: 0,
             };
-            let header = segment.build(flow.remote, flow.local).unwrap();
+            let header = segment.build(from, to).unwrap();
             let mut body = header[20..].to_vec();
             body.resize(20 + step.payload, 0x55);
-            let bytes = crate::packet::build::ip(flow.remote.ip(), flow.local.ip(), 6, &body).unwrap();
-            pair.stacks[1].handle_packet(pair.now, 0, &bytes);
-            let _ = pair.stacks[1].write(pair.now, server.id, &vec![1; step.write]);
-            let _ = pair.stacks[0].write(pair.now, client, &vec![1; step.write]);
-            pair.pass(Duration::from_millis(step.pause));
-            if step.flags & 0x40 != 0 {
-                let _ = pair.read_all(1, server.id);
+            let bytes = crate::packet::build::ip(from.ip(), to.ip(), 6, &body).unwrap();
+            pair.stacks[strike].handle_packet(pair.now, 1 - strike, &bytes);
+            for (end, id) in [(0, Some(client)), (1, server)] {
+                let Some(id) = id else { continue };
+                let _ = pair.stacks[end].write(pair.now, id, &vec![1; step.write]);
+                if step.write % 7 == 0 {
+                    let _ = pair.stacks[end].shutdown(pair.now, id);
+                }
+                if step.write % 3 == end {
+                    let _ = pair.read_all(end, id);
+                }
             }
+            pair.pass(Duration::from_millis(step.pause));
         }
     }
 }

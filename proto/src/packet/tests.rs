@@ -1,0 +1,98 @@
+use std::net::IpAddr;
+
+use super::*;
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+/// A packet with a right checksum sums up to zero, header and transport.
+fn assert_checksums(bytes: &[u8]) {
+    let packet = Packet::parse(bytes).unwrap();
+    let (header, number) = match packet.source {
+        IpAddr::V4(_) => (&bytes[..20], bytes[9]),
+        IpAddr::V6(_) => (&[][..], bytes[6]),
+    };
+    if !header.is_empty() {
+        assert_eq!(build::checksum(header), 0, "IPv4 header");
+    }
+    let transport = match number {
+        protocol::ICMP_V4 => build::checksum(packet.payload),
+        _ => build::pseudo_checksum(packet.source, packet.destination, number, packet.payload),
+    };
+    assert_eq!(transport, 0, "transport");
+}
+
+#[test]
+fn checksums_are_those_of_rfc_1071() {
+    // RFC 1071 §3: these words sum up to 0xddf2.
+    assert_eq!(build::checksum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]), !0xddf2);
+    assert_eq!(build::checksum(&[0x12]), !0x1200, "an odd byte counts as a word's first");
+    assert_eq!(build::checksum(&[]), 0xffff);
+}
+
+#[test]
+fn an_echo_request_is_answered_with_its_own_data() {
+    let echo = icmp::Echo { identifier: 0x1234, sequence: 0xfffe };
+    for (ours, theirs) in [("100.64.0.1", "100.64.0.2"), ("fd7a::1", "fd7a::2")] {
+        let request = icmp::request(ip(ours), ip(theirs), echo, b"odd").unwrap();
+        assert_checksums(&request);
+        let reply = icmp::reply(&Packet::parse(&request).unwrap()).unwrap();
+        assert_checksums(&reply);
+        let packet = Packet::parse(&reply).unwrap();
+        assert_eq!((packet.source, packet.destination), (ip(theirs), ip(ours)));
+        assert_eq!(icmp::as_reply(&packet), Some(echo));
+        assert_eq!(&packet.payload[8..], b"odd");
+        assert_eq!(icmp::reply(&packet), None, "a reply is not answered");
+    }
+}
+
+#[test]
+fn a_reset_has_right_checksums_and_numbers() {
+    for (ours, theirs) in [("100.64.0.1", "100.64.0.2"), ("fd7a::1", "fd7a::2")] {
+        let syn = tcp::Segment { sequence: u32::MAX, acknowledgement: 0, flags: tcp::SYN, window: 9, length: 0 };
+        let bytes = syn.build((ip(theirs), 40_000).into(), (ip(ours), 22).into()).unwrap();
+        assert_checksums(&bytes);
+        let reset = tcp::reset_for(&Packet::parse(&bytes).unwrap()).unwrap();
+        assert_checksums(&reset);
+        let packet = Packet::parse(&reset).unwrap();
+        assert_eq!(packet.transport, Transport::Tcp { source: 22, destination: 40_000, flags: tcp::RST | tcp::ACK });
+        assert_eq!(tcp::Segment::parse(&packet).unwrap().acknowledgement, 0);
+        assert_eq!(tcp::reset_for(&packet), None);
+    }
+}
+
+#[test]
+fn a_ping_of_tailscales_own_is_answered_byte_by_byte() {
+    let ping = tsmp::ping(ip("100.64.0.1"), ip("100.64.0.2"), *b"abcdefgh").unwrap();
+    assert_eq!(&ping[20..], b"pabcdefgh");
+    assert_eq!(ping[9], 99);
+    let pong = tsmp::pong(&Packet::parse(&ping).unwrap(), 0x1f90).unwrap();
+    assert_eq!(&pong[20..], b"oabcdefgh\x1f\x90");
+    let read = tsmp::parse(&Packet::parse(&pong).unwrap());
+    assert_eq!(read, Some(tsmp::Message::Pong { data: *b"abcdefgh", peer_api_port: 0x1f90 }));
+}
+
+#[test]
+fn messages_of_tailscales_own_that_are_cut_or_unknown() {
+    let read = |body: &[u8]| {
+        let bytes = build::ip(ip("1.1.1.1"), ip("2.2.2.2"), protocol::TSMP, body).unwrap();
+        Packet::parse(&bytes).map(|packet| tsmp::parse(&packet))
+    };
+    assert_eq!(read(b"p12345"), Err(ParseError::UnknownProtocol), "shorter than any");
+    assert_eq!(read(b"p123456"), Ok(None));
+    assert_eq!(read(b"Z123456"), Ok(Some(tsmp::Message::Unknown(b'Z'))));
+    assert_eq!(read(&[b'a'; 33]), Ok(Some(tsmp::Message::DiscoKey([b'a'; 32]))));
+    assert_eq!(read(&[b'a'; 32]), Ok(None));
+    let Ok(Some(tsmp::Message::Rejected(rejected))) = read(&[b'!', 6, b'S', 0, 1, 0, 2, 1]) else {
+        panic!("not read");
+    };
+    assert!(rejected.maybe_broken);
+    assert_eq!(rejected.reason, tsmp::RejectReason::ShieldsUp);
+}
+
+#[test]
+fn families_do_not_mix() {
+    assert_eq!(build::ip(ip("1.1.1.1"), ip("::1"), 6, &[]), None);
+    assert_eq!(build::ip(ip("1.1.1.1"), ip("2.2.2.2"), 6, &[0; 65_535]), None);
+}
