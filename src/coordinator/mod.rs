@@ -1,3 +1,4 @@
 //! A coordinator.
-pub mod places;
+pub mod borrowed;
+pub mod mode;
 pub mod verbs;

@@ -1,0 +1,267 @@
+//! How Nix is told: the files of a run, and the two situations in which Nix finds them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+
+use super::borrowed::{Borrowed, PlaceError, refuse_writable_by_others, write_atomically};
+
+/// The two ways in which Nix can be told of builders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// Nix runs as the user, on a store of their own: it is told by environment variables.
+    OwnStore,
+    /// A daemon of root's does the building: it is told by `/etc/nix/machines` and `/etc/ssh/ssh_config.d`.
+    System,
+}
+
+impl Mode {
+    /// The situation that this process finds itself in: a root that serves a daemon's socket, or anything else.
+    #[must_use]
+    pub fn found(uid: u32, daemon_socket: &Path) -> Self {
+        if uid == 0 && daemon_socket.exists() { Self::System } else { Self::OwnStore }
+    }
+}
+
+/// Where the files of a run are.
+#[derive(Debug, Clone)]
+pub struct Layout {
+    /// The run's own folder, which only this user can read.
+    pub run: PathBuf,
+    /// `/etc/nix/machines`, or where `NIX_CONF_DIR` says.
+    pub system_machines: PathBuf,
+    /// `/etc/ssh/ssh_config.d`.
+    pub ssh_config_d: PathBuf,
+}
+
+impl Layout {
+    /// The places of this system.
+    #[must_use]
+    pub fn of_system(run: PathBuf) -> Self {
+        let etc = std::env::var_os("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
+        Self { run, system_machines: etc.join("machines"), ssh_config_d: PathBuf::from("/etc/ssh/ssh_config.d") }
+    }
+
+    /// The list of builders.
+    #[must_use]
+    pub fn machines(&self) -> PathBuf {
+        self.run.join("machines")
+    }
+
+    /// What ssh needs to reach them.
+    #[must_use]
+    pub fn ssh_config(&self) -> PathBuf {
+        self.run.join("ssh_config")
+    }
+
+    /// Their host keys.
+    #[must_use]
+    pub fn known_hosts(&self) -> PathBuf {
+        self.run.join("known_hosts")
+    }
+
+    /// Lines for a shell to read: `. RUN/env`.
+    #[must_use]
+    pub fn env(&self) -> PathBuf {
+        self.run.join("env")
+    }
+}
+
+/// The files of a run, while it lasts.
+#[derive(Debug)]
+pub struct Told {
+    layout: Layout,
+    made_run: bool,
+    system: Option<SystemFiles>,
+}
+
+#[derive(Debug)]
+struct SystemFiles {
+    machines: Borrowed,
+    ssh_config: Borrowed,
+}
+
+impl Told {
+    /// Makes the run's folder and, in system mode, takes over root's files.
+    ///
+    /// `programs` are what root's ssh will run or connect to: the binary, and the folder of the agent's socket.
+    ///
+    /// # Errors
+    /// When a place can't be written, or others could write what root would run.
+    pub fn begin(mode: Mode, layout: Layout, uid: u32, programs: &[&Path]) -> Result<Self, PlaceError> {
+        let io = |source| PlaceError::Io { doing: "make", path: layout.run.clone(), source };
+        let made_run = !layout.run.exists();
+        fs::create_dir_all(&layout.run).map_err(io)?;
+        fs::set_permissions(&layout.run, fs::Permissions::from_mode(0o700)).map_err(io)?;
+        let system = match mode {
+            Mode::OwnStore => None,
+            Mode::System => {
+                for path in programs.iter().copied().chain([layout.run.as_path()]) {
+                    refuse_writable_by_others(path, uid)?;
+                }
+                let name = layout.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                Some(SystemFiles {
+                    machines: Borrowed::take(layout.system_machines.clone())?,
+                    ssh_config: Borrowed::take(layout.ssh_config_d.join(format!("nixtail-{name}.conf")))?,
+                })
+            }
+        };
+        let told = Self { layout, made_run, system };
+        write_atomically(&told.layout.env(), told.shell_lines().as_bytes(), 0o600)?;
+        Ok(told)
+    }
+
+    /// Where the files are.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Writes what ssh needs. Harmless for builders that Nix isn't told of.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn write_ssh(&self, ssh_config: &str, known_hosts: &str) -> Result<(), PlaceError> {
+        write_atomically(&self.layout.known_hosts(), known_hosts.as_bytes(), 0o600)?;
+        write_atomically(&self.layout.ssh_config(), ssh_config.as_bytes(), 0o600)?;
+        if let Some(system) = &self.system {
+            system.ssh_config.replace(ssh_config.as_bytes())?;
+        }
+        Ok(())
+    }
+
+    /// Writes the list of builders. Nix reads it anew for each build.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub fn write_machines(&self, lines: &str) -> Result<(), PlaceError> {
+        write_atomically(&self.layout.machines(), lines.as_bytes(), 0o600)?;
+        if let Some(system) = &self.system {
+            let mut whole = system.machines.original().to_vec();
+            if !whole.is_empty() && !whole.ends_with(b"\n") {
+                whole.push(b'\n');
+            }
+            whole.extend_from_slice(lines.as_bytes());
+            system.machines.replace(&whole)?;
+        }
+        Ok(())
+    }
+
+    /// What Nix and ssh must find in their environment; nothing in system mode.
+    #[must_use]
+    pub fn environment(&self) -> BTreeMap<&'static str, String> {
+        if self.system.is_some() {
+            return BTreeMap::new();
+        }
+        let config = format!("builders = @{}\nbuilders-use-substitutes = true", self.layout.machines().display());
+        // Nix before 2.26 splits this at spaces and knows no quotes: the folder's path must have none.
+        let ssh = format!("-F {}", self.layout.ssh_config().display());
+        BTreeMap::from([("NIX_CONFIG", config), ("NIX_SSHOPTS", ssh)])
+    }
+
+    /// Puts everything back as it was.
+    ///
+    /// # Errors
+    /// The first thing that couldn't be put back; the rest is tried all the same.
+    pub fn end(self) -> Result<(), PlaceError> {
+        let mut first = Ok(());
+        if let Some(system) = self.system {
+            first = first.and(system.machines.give_back()).and(system.ssh_config.give_back());
+        }
+        for file in [self.layout.machines(), self.layout.ssh_config(), self.layout.known_hosts(), self.layout.env()] {
+            // What isn't there needs no removing.
+            let _ = fs::remove_file(file);
+        }
+        if self.made_run {
+            let _ = fs::remove_dir(&self.layout.run);
+        }
+        first
+    }
+
+    fn shell_lines(&self) -> String {
+        let quote = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
+        self.environment().iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn layout(root: &Path) -> Layout {
+        Layout {
+            run: root.join("run"),
+            system_machines: root.join("etc/nix/machines"),
+            ssh_config_d: root.join("etc/ssh/ssh_config.d"),
+        }
+    }
+
+    fn tree(folder: &Path) -> Vec<String> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
+            names.push(entry.path().display().to_string());
+            names.extend(tree(&entry.path()));
+        }
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn own_store_is_told_by_a_shell_file_and_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let told = Told::begin(Mode::OwnStore, layout(root.path()), 0, &[]).unwrap();
+        told.write_ssh("Host b\n", "b ssh-ed25519 A\n").unwrap();
+        told.write_machines("ssh-ng://b\n").unwrap();
+        let script = ". \"$0\" && printf '%s|%s' \"$NIX_CONFIG\" \"$NIX_SSHOPTS\"";
+        let shell = std::process::Command::new("sh").arg("-c").arg(script).arg(told.layout().env()).output().unwrap();
+        let run = root.path().join("run");
+        let expected =
+            format!("builders = @{0}/machines\nbuilders-use-substitutes = true|-F {0}/ssh_config", run.display());
+        assert_eq!(String::from_utf8(shell.stdout).unwrap(), expected);
+        assert!(!root.path().join("etc").exists(), "nothing of the system's is touched");
+        told.end().unwrap();
+        assert!(tree(root.path()).is_empty());
+    }
+
+    #[test]
+    fn system_adds_to_roots_list_and_gives_it_back() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let uid = fs::metadata(root.path()).unwrap().uid();
+        let layout = layout(root.path());
+        fs::create_dir_all(root.path().join("etc/nix")).unwrap();
+        fs::create_dir_all(root.path().join("etc/ssh/ssh_config.d")).unwrap();
+        fs::write(&layout.system_machines, "ssh-ng://mine").unwrap();
+        let before = tree(root.path());
+        let told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
+        told.write_ssh("Host b\n", "").unwrap();
+        told.write_machines("ssh-ng://b\n").unwrap();
+        assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine\nssh-ng://b\n");
+        assert_eq!(fs::read_to_string(layout.ssh_config_d.join("nixtail-run.conf")).unwrap(), "Host b\n");
+        assert!(told.environment().is_empty());
+        told.end().unwrap();
+        assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine");
+        assert_eq!(tree(root.path()), before);
+    }
+
+    #[test]
+    fn root_does_not_run_what_others_can_write() {
+        let root = tempfile::tempdir().unwrap();
+        let binary = root.path().join("nixtail");
+        fs::write(&binary, "").unwrap();
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o777)).unwrap();
+        let refused = Told::begin(Mode::System, layout(root.path()), 0, &[&binary]);
+        assert!(
+            matches!(refused, Err(PlaceError::WritableByOthers { path }) if path == binary.canonicalize().unwrap())
+        );
+    }
+
+    #[test]
+    fn the_situation_is_found() {
+        let here = Path::new("/");
+        assert_eq!(Mode::found(0, here), Mode::System);
+        assert_eq!(Mode::found(1000, here), Mode::OwnStore);
+        assert_eq!(Mode::found(0, Path::new("/nonexistent/socket")), Mode::OwnStore);
+    }
+}

@@ -1,0 +1,378 @@
+//! `nixtail demo`: a Nix build on two builders through our own tunnel, all of it on this machine, nothing left behind.
+//!
+//! It starts a devnet in this process, and two builders and a coordinator as processes of their own, each with a
+//! throw-away store in a temporary folder. Then Nix builds twelve derivations in three levels with `max-jobs = 0`.
+
+mod check;
+mod graph;
+mod process;
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nixtail_devnet::{AuthKeyOptions, Devnet};
+use nixtail_proto::secret::Secret;
+use tempfile::TempDir;
+use tokio_util::sync::CancellationToken;
+
+use graph::Attribution;
+use process::{Process, environment, last_lines};
+
+/// The builders' names in the devnet.
+const BUILDERS: [&str; 2] = ["demo-builder-1", "demo-builder-2"];
+/// How long each process may take to join and be ready. A cold start on a busy machine takes some seconds.
+const READY: Duration = Duration::from_secs(60);
+/// How long the build may take; it needs about two seconds of sleeping.
+const BUILD: Duration = Duration::from_secs(180);
+/// How long everything may take to be gone.
+const GONE: Duration = Duration::from_secs(15);
+
+/// Why the demo didn't come to its end.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DemoError {
+    /// A program that it needs isn't there.
+    #[error("{program} is not installed; `make demo` installs it, or see the README's list")]
+    Missing {
+        /// Which.
+        program: &'static str,
+    },
+    /// The kernel or a policy refuses what throw-away stores need.
+    #[error(
+        "this machine refuses user namespaces, which Nix needs for a throw-away store; allow them (sysctl kernel.unprivileged_userns_clone=1, or kernel.apparmor_restrict_unprivileged_userns=0), or run the demo as root"
+    )]
+    NoNamespaces,
+    /// The system said no.
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+    /// A child couldn't be started.
+    #[error(transparent)]
+    Spawn(#[from] crate::nix::spawn::SpawnError),
+    /// The devnet couldn't.
+    #[error(transparent)]
+    Devnet(#[from] nixtail_devnet::DevnetError),
+    /// A child ended before it began.
+    #[error("{name} ended at once")]
+    Ended {
+        /// Which.
+        name: String,
+    },
+    /// A child ended where it shouldn't have.
+    #[error("{name} failed:\n  {said}")]
+    Failed {
+        /// Which.
+        name: String,
+        /// The end of its stderr.
+        said: String,
+    },
+    /// A child said nothing in time.
+    #[error("{name} said nothing for {seconds} s")]
+    Silent {
+        /// Which.
+        name: String,
+        /// For how long.
+        seconds: u64,
+    },
+    /// Everything ran, and something isn't as it must be.
+    #[error("{0}")]
+    Wrong(String),
+    /// Ctrl-C.
+    #[error("interrupted; everything was ended and removed")]
+    Interrupted,
+}
+
+/// Runs the demo and tells of it through `say`. Returns the closing line.
+///
+/// `nixtail` is the program to start for the roles. When `cancel` fires, all children are ended, the folder is removed
+/// and [`DemoError::Interrupted`] comes back.
+///
+/// # Errors
+/// When anything didn't hold that the closing line says.
+pub async fn run(nixtail: &Path, cancel: CancellationToken, say: &dyn Fn(&str)) -> Result<String, DemoError> {
+    let folder = tempfile::Builder::new().prefix("nixtail-demo-").tempdir()?;
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
+    let place = folder.path().to_owned();
+    let mut stage = Stage { folder, nixtail: nixtail.to_owned(), builders: Vec::new(), coordinator: None, devnet: None };
+    let result = tokio::select! {
+        result = stage.play(say) => result,
+        () = cancel.cancelled() => Err(DemoError::Interrupted),
+    };
+    stage.clear().await;
+    let closing = result?;
+    check::nothing_left(&place)?;
+    Ok(closing)
+}
+
+/// Everything that the demo has started and must end.
+struct Stage {
+    folder: TempDir,
+    nixtail: PathBuf,
+    builders: Vec<(String, Process)>,
+    coordinator: Option<Process>,
+    devnet: Option<Devnet>,
+}
+
+impl Stage {
+    async fn play(&mut self, say: &dyn Fn(&str)) -> Result<String, DemoError> {
+        let nix_build = find("nix-build")?;
+        let busybox = self.lay_out()?;
+        say("looking whether Nix can have a throw-away store here");
+        self.probe_store(&nix_build).await?;
+
+        let devnet = self.devnet.insert(Devnet::start(nixtail_devnet::Config::default()).await?);
+        let url = devnet.url().to_owned();
+        let key = |tag: &str| {
+            devnet.add_auth_key(AuthKeyOptions {
+                reusable: true,
+                ephemeral: true,
+                tags: vec![tag.to_owned()],
+                expires: None,
+            })
+        };
+        let keys = [("builder.key", key("tag:nix-ci-builder")?), ("coordinator.key", key("tag:nix-ci-coordinator")?)];
+        for (name, key) in &keys {
+            write_secret(&self.path(name), key)?;
+        }
+        say(&format!("devnet: control at {url}, with a DERP relay and STUN beside it"));
+
+        for name in BUILDERS {
+            let process = self.start_builder(&url, name).await?;
+            self.builders.push((name.to_owned(), process));
+        }
+        for (name, process) in &mut self.builders {
+            say(&format!("{name} {}", process.line(READY).await?));
+        }
+        let mut coordinator = self.start_coordinator(&url, &nix_build).await?;
+        let ready = coordinator.line(READY).await;
+        self.coordinator = Some(coordinator);
+        say(&format!("coordinator {}", ready?));
+
+        let attribution = self.build(&nix_build, &busybox, say).await?;
+        let path = check::paths(&self.status().await?, &BUILDERS)?;
+        say(&format!("path to the builders: {path}"));
+        self.stop(say).await?;
+        Ok(format!(
+            "demo: {} derivations on {} builders, all traffic over WireGuard ({path}), nothing left behind",
+            attribution.total(),
+            attribution.by_builder.len()
+        ))
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Makes the folders that every process needs; returns the one with busybox in it.
+    fn lay_out(&self) -> Result<PathBuf, DemoError> {
+        let tools = self.path("tools");
+        fs::create_dir(&tools)?;
+        fs::copy(find("busybox")?, tools.join("busybox"))?;
+        for name in BUILDERS.into_iter().chain(["coordinator", "probe"]) {
+            let etc = self.path(name).join("etc");
+            fs::create_dir_all(&etc)?;
+            fs::create_dir(self.path(name).join("home"))?;
+            // Build users are for root's daemons; substituters would be asked, without internet, for seconds.
+            let jobs = if name == "coordinator" { 0 } else { 2 };
+            fs::write(etc.join("nix.conf"), format!("build-users-group =\nsubstituters =\nmax-jobs = {jobs}\n"))?;
+        }
+        Ok(tools)
+    }
+
+    /// A built-in builder runs in the same namespaces as any other.
+    async fn probe_store(&self, nix_build: &Path) -> Result<(), DemoError> {
+        let expression = "derivation { name = \"probe\"; system = builtins.currentSystem; builder = \"builtin:buildenv\"; derivations = \"\"; manifest = \"/dev/null\"; }";
+        let arguments = ["--no-out-link", "--store", "store", "-E", expression].map(OsString::from).to_vec();
+        let mut arguments = arguments;
+        arguments[2] = self.path("probe").join("store").into();
+        let probe = self.nix(nix_build, "probe", arguments, |_| {}).await?;
+        let (status, said) = probe.wait(READY).await?;
+        match status.success() {
+            true => Ok(()),
+            false if said.contains("namespace") || said.contains("Operation not permitted") => {
+                Err(DemoError::NoNamespaces)
+            }
+            false => Err(DemoError::Failed { name: "nix-build".to_owned(), said: last_lines(&said) }),
+        }
+    }
+
+    async fn start_builder(&self, url: &str, name: &str) -> Result<Process, DemoError> {
+        let mut arguments = self.joining("builder", url, name, "builder.key");
+        arguments.extend(["--store".into(), self.path(name).join("store").into()]);
+        self.nixtail(name, name, arguments).await
+    }
+
+    async fn start_coordinator(&self, url: &str, nix_build: &Path) -> Result<Process, DemoError> {
+        let mut arguments = self.joining("coordinator", url, "demo-coordinator", "coordinator.key");
+        arguments.extend(["--builders".into(), BUILDERS.join(" ").into()]);
+        arguments.extend(["--mode".into(), "own-store".into()]);
+        arguments.extend(["--run-dir".into(), self.path("run").into()]);
+        arguments.extend(["--nix-build".into(), nix_build.into()]);
+        arguments.extend(["--store".into(), self.path("coordinator").join("store").into()]);
+        self.nixtail("coordinator", "coordinator", arguments).await
+    }
+
+    fn joining(&self, role: &str, url: &str, hostname: &str, key: &str) -> Vec<OsString> {
+        let mut key_file = OsString::from("file:");
+        key_file.push(self.path(key));
+        vec![
+            role.into(),
+            "--login-server".into(),
+            url.into(),
+            "--auth-key".into(),
+            key_file,
+            "--hostname".into(),
+            hostname.into(),
+            "--socket".into(),
+            self.socket(if role == "builder" { hostname } else { "coordinator" }).into(),
+        ]
+    }
+
+    fn socket(&self, name: &str) -> PathBuf {
+        self.path(&format!("{name}.sock"))
+    }
+
+    async fn nixtail(&self, name: &str, home: &str, arguments: Vec<OsString>) -> Result<Process, DemoError> {
+        let directory = self.path(home);
+        let mut variables = environment(&directory.join("home"));
+        variables.push(("NIX_CONF_DIR".into(), directory.join("etc").into()));
+        Process::start(name, &self.nixtail, arguments, variables, directory, |_| {}).await
+    }
+
+    async fn nix(
+        &self,
+        nix_build: &Path,
+        home: &str,
+        arguments: Vec<OsString>,
+        log: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Process, DemoError> {
+        let directory = self.path(home);
+        let mut variables = environment(&directory.join("home"));
+        variables.push(("NIX_CONF_DIR".into(), directory.join("etc").into()));
+        variables.extend(self.told_by_coordinator()?);
+        Process::start("nix-build", nix_build, arguments, variables, directory, log).await
+    }
+
+    /// What the coordinator told Nix, once there is one.
+    fn told_by_coordinator(&self) -> Result<Vec<(OsString, OsString)>, DemoError> {
+        match fs::read_to_string(self.path("run").join("env.json")) {
+            Ok(text) => {
+                let variables: std::collections::BTreeMap<String, String> = serde_json::from_str(&text)
+                    .map_err(|error| DemoError::Wrong(format!("the coordinator's env.json is unreadable: {error}")))?;
+                Ok(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
+            }
+            Err(_) => Ok(Vec::new()),
+        }
+    }
+
+    async fn build(&self, nix_build: &Path, busybox: &Path, say: &dyn Fn(&str)) -> Result<Attribution, DemoError> {
+        let expression = self.path("demo.nix");
+        let salt = self.folder.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        fs::write(&expression, graph::expression(busybox, &salt))?;
+        let store = self.path("coordinator").join("store");
+        let arguments: Vec<OsString> = vec![
+            "--no-out-link".into(),
+            "--max-jobs".into(),
+            "0".into(),
+            "--store".into(),
+            store.clone().into(),
+            expression.into(),
+        ];
+        let (lines, mut heard) = tokio::sync::mpsc::channel::<String>(256);
+        let nix = self
+            .nix(nix_build, "coordinator", arguments, move |line| {
+                // A full queue would lose attribution, not output: the closing check then fails loudly.
+                let _ = lines.try_send(line.to_owned());
+            })
+            .await?;
+        let mut attribution = Attribution::default();
+        let listening = async {
+            while let Some(line) = heard.recv().await {
+                if let Some((builder, derivation)) = attribution.read(&line) {
+                    say(&format!("  {builder} builds {derivation}"));
+                }
+            }
+        };
+        let (ended, ()) = tokio::join!(nix.wait(BUILD), listening);
+        let (status, said) = ended?;
+        if !status.success() {
+            return Err(DemoError::Failed { name: "nix-build".to_owned(), said: last_lines(&said) });
+        }
+        check::outputs(&store, &attribution, &BUILDERS)?;
+        Ok(attribution)
+    }
+
+    async fn status(&self) -> Result<serde_json::Value, DemoError> {
+        let arguments =
+            vec!["status".into(), "--json".into(), "--socket".into(), self.socket("coordinator").into()];
+        let mut status = self.nixtail("nixtail status", "coordinator", arguments).await?;
+        let mut text = String::new();
+        while let Ok(line) = status.line(GONE).await {
+            text.push_str(&line);
+        }
+        status.wait(GONE).await?;
+        serde_json::from_str(&text).map_err(|error| DemoError::Wrong(format!("`nixtail status --json`: {error}")))
+    }
+
+    /// Ends the run as a user would, and looks whether everything is gone.
+    async fn stop(&mut self, say: &dyn Fn(&str)) -> Result<(), DemoError> {
+        say("stop-nix-builders");
+        let arguments = vec!["stop-nix-builders".into(), "--socket".into(), self.socket("coordinator").into()];
+        let (status, said) =
+            self.nixtail("stop-nix-builders", "coordinator", arguments).await?.wait(GONE).await?;
+        if !status.success() {
+            return Err(DemoError::Failed { name: "stop-nix-builders".to_owned(), said: last_lines(&said) });
+        }
+        let mut processes = BTreeSet::new();
+        for (name, builder) in std::mem::take(&mut self.builders) {
+            processes.insert(builder.process_id());
+            let (status, said) = builder.wait(GONE).await?;
+            if !status.success() {
+                return Err(DemoError::Failed { name, said: last_lines(&said) });
+            }
+            say(&format!("  {name} ended"));
+        }
+        if let Some(coordinator) = self.coordinator.take() {
+            processes.insert(coordinator.process_id());
+            let status = coordinator.end().await?;
+            if !status.success() {
+                return Err(DemoError::Wrong(format!("the coordinator ended with {status}")));
+            }
+        }
+        if let Some(devnet) = &self.devnet {
+            check::no_nodes(devnet, GONE).await?;
+        }
+        check::no_processes(&processes)?;
+        check::no_sockets(self.folder.path(), &self.path("run"))
+    }
+
+    /// Ends whatever still runs and removes the folder, however far it came.
+    async fn clear(self) {
+        let Self { folder, builders, coordinator, devnet, .. } = self;
+        let processes = coordinator.into_iter().chain(builders.into_iter().map(|(_, builder)| builder));
+        let ends: Vec<_> = processes.map(|process| tokio::spawn(process.end())).collect();
+        for end in ends {
+            let _ = end.await;
+        }
+        if let Some(devnet) = devnet {
+            devnet.shutdown().await;
+        }
+        check::make_removable(folder.path());
+        let _ = folder.close();
+    }
+}
+
+/// The absolute path of a program on `PATH`.
+fn find(program: &'static str) -> Result<PathBuf, DemoError> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file());
+    found.filter(|path| path.is_absolute()).ok_or(DemoError::Missing { program })
+}
+
+fn write_secret(path: &Path, secret: &Secret) -> Result<(), DemoError> {
+    fs::write(path, secret.expose())?;
+    Ok(fs::set_permissions(path, fs::Permissions::from_mode(0o600))?)
+}
