@@ -10,6 +10,7 @@
 //! One rule: after each `handle_*`, poll until empty. Machines compose by `min()` over their timeouts.
 #![forbid(unsafe_code)]
 
+pub mod control;
 pub mod derp;
 pub mod disco;
 pub mod filter;

@@ -1,0 +1,18 @@
+//! The conversation with control, without its network: what answers mean, when to ask again, what a map stream brings.
+
+mod answer;
+mod backoff;
+mod c2n;
+mod frames;
+mod session;
+mod updates;
+
+pub use answer::{AnswerError, RegisterOutcome, judge_status, printable, register_outcome};
+pub use backoff::Backoff;
+pub use c2n::{PingAnswer, answer_ping};
+pub use frames::{FrameError, MAX_DECODED_MESSAGE, MAX_WIRE_MESSAGE, MapFrames, write_frame};
+pub use session::{MapError, MapSession, Message, WATCHDOG};
+pub use updates::LiteUpdates;
+
+#[cfg(test)]
+mod tests;
