@@ -329,6 +329,32 @@ fn a_peer_that_does_not_read_slows_the_sender_and_loses_nothing() {
 }
 
 #[test]
+fn a_connection_without_work_hardly_wakes_anybody() {
+    let mut pair = Pair::new(Link::ideal());
+    let (client, server) = pair.connected(22);
+    let idle_for_100_seconds = |pair: &mut Pair| {
+        let before = (pair.steps, pair.packets);
+        pair.pass(100 * SECOND);
+        (pair.steps - before.0, pair.packets - before.1)
+    };
+    // Keep-alives of both ends and their answers: 40 packets in 100 seconds, and as many timeouts at the most.
+    for state in ["open", "half closed", "full"] {
+        match state {
+            "half closed" => pair.stacks[1].shutdown(pair.now, server.id).unwrap(),
+            "full" => {
+                while pair.stacks[0].write(pair.now, client, &[0; 65536]).unwrap() > 0 {
+                    pair.pass(SECOND);
+                }
+            }
+            _ => {}
+        }
+        pair.pass(10 * SECOND);
+        let (steps, packets) = idle_for_100_seconds(&mut pair);
+        assert!(steps <= 150 && packets <= 60, "{state}: {steps} steps, {packets} packets");
+    }
+}
+
+#[test]
 fn abort_peer_ends_its_connections_and_no_others() {
     let mut pair = Pair::new(Link::ideal());
     let (client, server) = pair.connected(22);

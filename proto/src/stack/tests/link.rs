@@ -44,6 +44,8 @@ pub(super) struct Pair {
     pub(super) cut: bool,
     pub(super) frozen_until: [Option<Instant>; 2],
     pub(super) packets: u64,
+    /// How often time moved on: arrivals and timeouts.
+    pub(super) steps: u64,
     in_flight: BinaryHeap<InFlight>,
     link_free: [Instant; 2],
     rng: StdRng,
@@ -77,6 +79,7 @@ impl Pair {
             cut: false,
             frozen_until: [None, None],
             packets: 0,
+            steps: 0,
             in_flight: BinaryHeap::new(),
             link_free: [start, start],
             rng: StdRng::seed_from_u64(7),
@@ -148,6 +151,7 @@ impl Pair {
             return false;
         };
         self.now = next.max(self.now);
+        self.steps += 1;
         while let Some(Reverse((at, ..))) = self.in_flight.peek()
             && *at <= self.now
         {
