@@ -4,4 +4,8 @@ pub mod bench;
 pub mod coordinator;
 pub mod local;
 pub mod net;
+#[cfg(feature = "ssh-nix")]
+pub mod nix;
 pub mod report;
+#[cfg(feature = "ssh-nix")]
+pub mod ssh;

@@ -1,0 +1,196 @@
+//! What a connection's handler, its sessions and its endpoint share.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use nixtail_proto::ssh_policy::{Acceptance, Decision, Rejection};
+use russh::ChannelId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint, Peer};
+use super::flow::{Gate, Windows};
+
+/// A suffix of the user name with which clients ask to be asked for a password (`tailscale ssh` documents it).
+const PASSWORD_SUFFIX: &str = "+password";
+
+pub(crate) struct Connection {
+    pub(crate) endpoint: Arc<Endpoint>,
+    pub(crate) peer: Peer,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) windows: Mutex<Windows<ChannelId>>,
+    /// Sessions end when this does.
+    pub(crate) sessions: CancellationToken,
+    /// The stream breaks when this is cancelled; parent of nothing, set on the way out.
+    pub(crate) abort: CancellationToken,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) counters: Counters,
+    login: watch::Sender<Option<Login>>,
+    end: watch::Sender<Option<ConnectionEnd>>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) commands_run: AtomicUsize,
+    pub(crate) commands_refused: AtomicUsize,
+    pub(crate) bytes_in: AtomicU64,
+    pub(crate) bytes_out: AtomicU64,
+    pub(crate) highest_queued: AtomicUsize,
+}
+
+#[derive(Debug, Clone)]
+struct Login {
+    user: String,
+    session_duration: Option<Duration>,
+    expires: Option<i64>,
+}
+
+impl Connection {
+    pub(crate) fn new(endpoint: Arc<Endpoint>, peer: Peer) -> Self {
+        let abort = CancellationToken::new();
+        let windows = Mutex::new(Windows::new(endpoint.config.limits.window));
+        Self {
+            endpoint,
+            peer,
+            gate: Arc::default(),
+            windows,
+            sessions: abort.child_token(),
+            abort,
+            tasks: TaskTracker::new(),
+            counters: Counters::default(),
+            login: watch::Sender::new(None),
+            end: watch::Sender::new(None),
+        }
+    }
+
+    /// What the policy of this moment says about `user`; the words of a refusal are for the client.
+    pub(crate) fn decide(&self, user: &str) -> Result<Acceptance, Rejection> {
+        let config = &self.endpoint.config;
+        match config.authorizer.authorize(&self.peer, policy_user(user)) {
+            Decision::Reject(rejection) => Err(rejection),
+            Decision::Accept(acceptance) if acceptance.local_user != config.login => Err(Rejection::Refused(format!(
+                "this node's endpoint runs commands only as {}; log in as that user",
+                config.login
+            ))),
+            Decision::Accept(acceptance) => Ok(acceptance),
+        }
+    }
+
+    /// `user` is let in.
+    pub(crate) fn logged_in(&self, user: &str, acceptance: &Acceptance) {
+        let (session_duration, expires) = (acceptance.session_duration, acceptance.expires);
+        self.login.send_replace(Some(Login { user: user.to_owned(), session_duration, expires }));
+    }
+
+    /// Looks at the policy again for who is logged in, and ends the connection if it says no.
+    pub(crate) fn check_policy(&self) -> bool {
+        let login = self.login.borrow().clone();
+        let allowed = login.is_none_or(|login| self.decide(&login.user).is_ok());
+        if !allowed {
+            self.end(ConnectionEnd::Revoked);
+        }
+        allowed
+    }
+
+    /// Ends the connection; the first reason counts.
+    pub(crate) fn end(&self, reason: ConnectionEnd) {
+        self.end.send_if_modified(|end| {
+            let first = end.is_none();
+            end.get_or_insert(reason);
+            first
+        });
+    }
+
+    /// The reason given to [`Connection::end`].
+    pub(crate) fn chosen_end(&self) -> Option<ConnectionEnd> {
+        self.end.borrow().clone()
+    }
+
+    /// Kills the children.
+    pub(crate) fn end_sessions(&self) {
+        self.sessions.cancel();
+    }
+
+    /// Waits for anything but the client itself that ends this connection.
+    pub(crate) async fn wait_for_end(&self, cancel: &CancellationToken) -> ConnectionEnd {
+        let mut ends = self.end.subscribe();
+        let chosen = async {
+            match ends.wait_for(Option::is_some).await.map(|end| end.clone()) {
+                Ok(Some(end)) => end,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            end = chosen => end,
+            end = self.wait_for_limits() => end,
+            () = cancel.cancelled() => {
+                self.end(ConnectionEnd::Cancelled);
+                ConnectionEnd::Cancelled
+            }
+        }
+    }
+
+    async fn wait_for_limits(&self) -> ConnectionEnd {
+        let mut logins = self.login.subscribe();
+        let grace = self.endpoint.config.limits.login_grace;
+        let login = match tokio::time::timeout(grace, logins.wait_for(Option::is_some)).await {
+            Err(_) => return ConnectionEnd::LoginTimeout,
+            Ok(login) => login.ok().and_then(|login| login.clone()),
+        };
+        let Some(Login { user, session_duration, mut expires }) = login else {
+            return std::future::pending().await;
+        };
+        let duration = async {
+            match session_duration {
+                Some(duration) => tokio::time::sleep(duration).await,
+                None => std::future::pending().await,
+            }
+        };
+        let expiry = async {
+            while let Some(at) = expires {
+                // The rule counts through its last second.
+                let left = u64::try_from(at.saturating_add(1).saturating_sub(unix_now())).unwrap_or(0);
+                tokio::time::sleep(Duration::from_secs(left.max(1))).await;
+                match self.decide(&user) {
+                    Err(_) => return,
+                    Ok(acceptance) => expires = acceptance.expires,
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            () = duration => ConnectionEnd::DurationOver,
+            () = expiry => ConnectionEnd::Revoked,
+        }
+    }
+
+    pub(crate) fn report(&self, end: ConnectionEnd) -> ConnectionReport {
+        let counters = &self.counters;
+        ConnectionReport {
+            end,
+            user: self.login.borrow().as_ref().map(|login| login.user.clone()),
+            commands_run: counters.commands_run.load(Ordering::Relaxed),
+            commands_refused: counters.commands_refused.load(Ordering::Relaxed),
+            bytes_in: counters.bytes_in.load(Ordering::Relaxed),
+            bytes_out: counters.bytes_out.load(Ordering::Relaxed),
+            highest_queued: counters.highest_queued.load(Ordering::Relaxed),
+            reads_rested: self.gate.times_shut(),
+        }
+    }
+}
+
+/// The user that the policy is asked about.
+fn policy_user(user: &str) -> &str {
+    user.strip_suffix(PASSWORD_SUFFIX).unwrap_or(user)
+}
+
+/// Whether the client wants to be asked for a password, any of which will do.
+pub(crate) fn wants_password(user: &str) -> bool {
+    user.ends_with(PASSWORD_SUFFIX)
+}
+
+fn unix_now() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}

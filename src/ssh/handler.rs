@@ -1,0 +1,273 @@
+//! What russh asks of us: who may log in, and what becomes of a channel. Nothing here waits.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use nixtail_proto::nix_command::{CommandRefusal, NixCommand, parse_command};
+use nixtail_proto::ssh_policy::Rejection;
+use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, MethodKind, MethodSet, Pty, Sig};
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Connection, wants_password};
+use super::endpoint::{ConnectionEnd, SshError};
+use super::flow::{InputQueue, QUEUE_WINDOWS, TRICKLE, TRICKLE_SLACK, WindowShare, lock};
+use super::session::{self, SessionParts, Work};
+
+pub(crate) struct ConnectionHandler {
+    connection: Arc<Connection>,
+    channels: HashMap<ChannelId, OpenChannel>,
+    /// The banner has said why this peer isn't let in.
+    told: bool,
+    /// Words for a client that is turned away right after its login (see [`ConnectionHandler::authenticate`]).
+    turned_away: Option<String>,
+}
+
+struct OpenChannel {
+    queue: Arc<InputQueue>,
+    cancel: CancellationToken,
+    /// `None` once a command runs.
+    idle: Option<(ChannelWriteHalf<Msg>, WindowShare)>,
+}
+
+impl ConnectionHandler {
+    pub(crate) fn new(connection: Arc<Connection>) -> Self {
+        Self { connection, channels: HashMap::new(), told: false, turned_away: None }
+    }
+
+    /// The policy alone decides; no credential is looked at.
+    ///
+    /// russh can send a banner only before it knows the user. So where the refusal depends on the user, the client is let
+    /// in for as long as it takes to send a disconnect message with the reason: nothing of it is handled after that.
+    /// OpenSSH shows either and exits with 255, without asking for a password.
+    fn authenticate(&mut self, user: &str, password_given: bool) -> Auth {
+        let rejection = match self.connection.decide(user) {
+            Ok(_) if wants_password(user) && !password_given => {
+                let password = MethodSet::from([MethodKind::Password].as_slice());
+                return Auth::Reject { proceed_with_methods: Some(password), partial_success: true };
+            }
+            Ok(acceptance) => {
+                self.connection.logged_in(user, &acceptance);
+                return Auth::Accept;
+            }
+            Err(rejection) => rejection.to_string(),
+        };
+        tracing::info!(peer = %self.connection.peer.name, user = ?user, %rejection, "SSH login refused");
+        if self.told {
+            self.connection.end(ConnectionEnd::Refused(rejection));
+            return Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false };
+        }
+        self.turned_away = Some(rejection);
+        Auth::Accept
+    }
+
+    /// Runs what `channel` asked for, once.
+    fn run(&mut self, channel: ChannelId, command: Result<NixCommand, CommandRefusal>, session: &mut Session) -> Result<(), SshError> {
+        let idle = self.channels.get_mut(&channel).and_then(|open| Some((open.idle.take()?, open)));
+        let Some(((write, share), open)) = idle else {
+            return Ok(session.channel_failure(channel)?);
+        };
+        session.channel_success(channel)?;
+        let connection = &self.connection;
+        let work = match command {
+            Ok(command) => {
+                connection.counters.commands_run.fetch_add(1, Ordering::Relaxed);
+                Work::of(command, &connection.endpoint.config.commands)
+            }
+            Err(refusal) => {
+                connection.counters.commands_refused.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(peer = %connection.peer.name, %refusal, "SSH command refused");
+                Work::Refused(refusal)
+            }
+        };
+        let parts = SessionParts {
+            connection: Arc::clone(connection),
+            write: Arc::new(write),
+            queue: Arc::clone(&open.queue),
+            cancel: open.cancel.clone(),
+            _share: share,
+        };
+        connection.tasks.spawn(session::run(parts, work));
+        Ok(())
+    }
+
+    fn close(&mut self, channel: ChannelId) {
+        lock(&self.connection.windows).close(&channel);
+        if let Some(open) = self.channels.remove(&channel) {
+            open.cancel.cancel();
+        }
+    }
+}
+
+impl Handler for ConnectionHandler {
+    type Error = SshError;
+
+    async fn authentication_banner(&mut self) -> Result<Option<String>, SshError> {
+        let login = self.connection.endpoint.config.login.clone();
+        match self.connection.decide(&login) {
+            Ok(acceptance) if acceptance.message.is_empty() => Ok(None),
+            Ok(acceptance) => Ok(Some(format!("{}\r\n", acceptance.message))),
+            // Another user may be let in.
+            Err(Rejection::NoUser) => Ok(None),
+            Err(rejection) => {
+                self.told = true;
+                Ok(Some(format!("nixtail: {rejection}\r\n")))
+            }
+        }
+    }
+
+    async fn auth_none(&mut self, user: &str) -> Result<Auth, SshError> {
+        Ok(self.authenticate(user, false))
+    }
+
+    async fn auth_password(&mut self, user: &str, _password: &str) -> Result<Auth, SshError> {
+        Ok(self.authenticate(user, true))
+    }
+
+    async fn auth_publickey_offered(&mut self, _user: &str, _offer: PublicKeyOffer<'_>) -> Result<Auth, SshError> {
+        Ok(Auth::Accept)
+    }
+
+    async fn auth_publickey(&mut self, user: &str, _key: VerifiedPublicKey<'_>) -> Result<Auth, SshError> {
+        Ok(self.authenticate(user, false))
+    }
+
+    async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), SshError> {
+        if let Some(reason) = self.turned_away.take() {
+            session.disconnect(Disconnect::NoMoreAuthMethodsAvailable, &format!("nixtail: {reason}"), "en")?;
+            self.connection.end(ConnectionEnd::Refused(reason));
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<Msg>,
+        reply: ChannelOpenHandle,
+        _session: &mut Session,
+    ) -> Result<(), SshError> {
+        if !self.connection.check_policy() {
+            reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+            return Ok(());
+        }
+        let limits = &self.connection.endpoint.config.limits;
+        let bytes = limits.window as usize * QUEUE_WINDOWS + TRICKLE_SLACK;
+        let share = (self.channels.len() < limits.sessions).then(|| self.connection.endpoint.budget.take(bytes)).flatten();
+        let Some(share) = share else {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        };
+        let id = channel.id();
+        // Without its receiver russh has nothing to wait for when data comes; `data` below takes it all.
+        let (_, write) = channel.split();
+        let queue = Arc::new(InputQueue::default());
+        lock(&self.connection.windows).open(id, Arc::clone(&queue));
+        let cancel = self.connection.sessions.child_token();
+        self.channels.insert(id, OpenChannel { queue, cancel, idle: Some((write, share)) });
+        reply.accept().await;
+        Ok(())
+    }
+
+    fn adjust_window(&mut self, channel: ChannelId, granted: u32) -> u32 {
+        let next = lock(&self.connection.windows).regrant(&channel, granted);
+        if granted == TRICKLE && next == TRICKLE {
+            self.connection.gate.pause(Instant::now());
+        }
+        next
+    }
+
+    async fn data(&mut self, channel: ChannelId, data: &[u8], _session: &mut Session) -> Result<(), SshError> {
+        let Some(open) = self.channels.get(&channel) else {
+            return Ok(());
+        };
+        let mut windows = lock(&self.connection.windows);
+        windows.data(&channel, data.len()).map_err(|_| SshError::WindowExceeded)?;
+        open.queue.push(data);
+        if windows.is_overfull(&channel) {
+            self.connection.gate.shut();
+        }
+        Ok(())
+    }
+
+    async fn extended_data(&mut self, channel: ChannelId, _code: u32, data: &[u8], _: &mut Session) -> Result<(), SshError> {
+        // No command takes any: counted against the window and dropped.
+        lock(&self.connection.windows).data(&channel, data.len()).map_err(|_| SshError::WindowExceeded)
+    }
+
+    async fn channel_eof(&mut self, channel: ChannelId, _session: &mut Session) -> Result<(), SshError> {
+        if let Some(open) = self.channels.get(&channel) {
+            open.queue.finish();
+        }
+        Ok(())
+    }
+
+    async fn channel_close(&mut self, channel: ChannelId, _session: &mut Session) -> Result<(), SshError> {
+        self.close(channel);
+        Ok(())
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, line: &[u8], session: &mut Session) -> Result<(), SshError> {
+        let published = self.connection.endpoint.config.commands.published_store.as_deref();
+        let command = parse_command(line, published);
+        self.run(channel, command, session)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut Session) -> Result<(), SshError> {
+        self.run(channel, Err(CommandRefusal::Shell), session)
+    }
+
+    async fn subsystem_request(&mut self, channel: ChannelId, _name: &str, session: &mut Session) -> Result<(), SshError> {
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut Session,
+    ) -> Result<(), SshError> {
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn env_request(&mut self, channel: ChannelId, _name: &str, _value: &str, session: &mut Session) -> Result<(), SshError> {
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut Session,
+    ) -> Result<(), SshError> {
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        session: &mut Session,
+    ) -> Result<(), SshError> {
+        Ok(session.channel_failure(channel)?)
+    }
+
+    async fn signal(&mut self, channel: ChannelId, signal: Sig, _session: &mut Session) -> Result<(), SshError> {
+        if let (Some(open), Sig::TERM | Sig::INT | Sig::HUP | Sig::KILL) = (self.channels.get(&channel), signal) {
+            open.cancel.cancel();
+        }
+        Ok(())
+    }
+}

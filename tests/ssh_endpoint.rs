@@ -1,0 +1,394 @@
+//! The SSH endpoint with real OpenSSH and real Nix as clients, over loopback TCP with a made-up peer.
+
+#![cfg(feature = "ssh-nix")]
+#![allow(missing_docs, reason = "tests")]
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::process::{Output, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use nixtail::nix::spawn::ChildSpec;
+use nixtail::ssh::{
+    AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, HostKey, Limits,
+    Peer, SshError,
+};
+use nixtail_proto::key::NodePublic;
+use nixtail_proto::nix_command::ControlRequest;
+use nixtail_proto::ssh_policy::{PrincipalFacts, evaluate};
+use nixtail_proto::tailcfg::{SshAction, SshPolicy, SshPrincipal, SshRule};
+use tokio::net::TcpListener;
+use tokio::process::Command;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+const DAEMON: &str = "nix-daemon --stdio";
+const SECONDS_20: Duration = Duration::from_secs(20);
+
+type Policy = Arc<Mutex<Option<SshPolicy>>>;
+
+struct Server {
+    port: u16,
+    folder: tempfile::TempDir,
+    endpoint: Arc<Endpoint>,
+    policy: Policy,
+    reports: mpsc::UnboundedReceiver<Result<ConnectionReport, SshError>>,
+    cancel: CancellationToken,
+}
+
+struct Verbs;
+
+impl ControlVerbs for Verbs {
+    fn answer(&self, peer: &Peer, request: ControlRequest) -> Pin<Box<dyn Future<Output = ControlReply> + Send + '_>> {
+        let stdout = format!("{} {} {:?}\n", peer.name, request.verb.as_str(), request.arguments).into_bytes();
+        Box::pin(async move { ControlReply { stdout, stderr: "words\n".into(), exit_code: 7 } })
+    }
+}
+
+fn allow(change: impl FnOnce(&mut SshRule)) -> Option<SshPolicy> {
+    let mut rule = SshRule {
+        principals: vec![Some(SshPrincipal { node_ip: "100.64.0.7".into(), ..Default::default() })],
+        ssh_users: BTreeMap::from([("*".into(), "=".into())]),
+        action: Some(SshAction { accept: true, ..Default::default() }),
+        ..Default::default()
+    };
+    change(&mut rule);
+    Some(SshPolicy { rules: vec![Some(rule)] })
+}
+
+fn shell(script: &str) -> ChildSpec {
+    ChildSpec::new("/bin/sh", ["-c", script]).with_variable("PATH", "/usr/bin:/bin")
+}
+
+fn commands(daemon: ChildSpec) -> AllowedCommands {
+    AllowedCommands { daemon, serve: shell("echo served"), published_store: Some("/a store".into()) }
+}
+
+async fn serve(policy: Option<SshPolicy>, commands: AllowedCommands) -> Server {
+    let policy: Policy = Arc::new(Mutex::new(policy));
+    let seen = Arc::clone(&policy);
+    let authorizer = move |peer: &Peer, user: &str| evaluate(seen.lock().unwrap().as_ref(), &peer.facts, user, 1000);
+    let host_key = HostKey::generate(&mut rand::rng()).unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("known_hosts"), format!("builder {}\n", host_key.public_line())).unwrap();
+    let endpoint = Endpoint::new(EndpointConfig {
+        host_key,
+        login: "builder".into(),
+        authorizer: Arc::new(authorizer),
+        commands,
+        control: Arc::new(Verbs),
+        limits: Limits::default(),
+    });
+    let (sender, reports) = mpsc::unbounded_channel();
+    let cancel = CancellationToken::new();
+    let (serving, cancelled) = (Arc::clone(&endpoint), cancel.clone());
+    tokio::spawn(async move {
+        while let Ok((stream, source)) = listener.accept().await {
+            stream.set_nodelay(true).unwrap();
+            let facts = PrincipalFacts { addresses: vec!["100.64.0.7".parse().unwrap()], ..Default::default() };
+            let peer = Peer { node_key: NodePublic::from_bytes([7; 32]), name: "coordinator".into(), facts, source };
+            let (serving, sender, cancelled) = (Arc::clone(&serving), sender.clone(), cancelled.clone());
+            tokio::spawn(async move {
+                let _ = sender.send(serving.serve(stream, peer, cancelled).await);
+            });
+        }
+    });
+    Server { port, folder, endpoint, policy, reports, cancel }
+}
+
+impl Server {
+    fn config(&self) -> String {
+        format!(
+            "Host builder\n  HostName 127.0.0.1\n  Port {}\n  User builder\n  HostKeyAlias builder\n  UserKnownHostsFile {}\n  \
+             GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  IdentityFile none\n  IdentitiesOnly yes\n  \
+             KexAlgorithms curve25519-sha256\n  LogLevel INFO\n",
+            self.port,
+            self.folder.path().join("known_hosts").display()
+        )
+    }
+
+    fn ssh(&self, options: &[&str], command: &str) -> Command {
+        let config = self.folder.path().join("ssh_config");
+        std::fs::write(&config, self.config()).unwrap();
+        let mut ssh = Command::new("ssh");
+        ssh.arg("-F").arg(config).args(options).arg("builder");
+        if !command.is_empty() {
+            ssh.arg(command);
+        }
+        ssh.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        ssh
+    }
+
+    async fn run(&self, options: &[&str], command: &str) -> (i32, String, String) {
+        let output = within(SECONDS_20, self.ssh(options, command).output()).await.unwrap();
+        text(&output)
+    }
+
+    async fn report(&mut self) -> ConnectionReport {
+        within(SECONDS_20, self.reports.recv()).await.unwrap().unwrap()
+    }
+}
+
+fn text(output: &Output) -> (i32, String, String) {
+    let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (output.status.code().unwrap_or(-1), utf8(&output.stdout), utf8(&output.stderr))
+}
+
+async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(limit, future).await.expect("took too long")
+}
+
+/// Processes whose command line holds `mark`, zombies left out.
+fn processes(mark: &str) -> Vec<PathBuf> {
+    let own = std::process::id().to_string();
+    let is_marked = |path: &PathBuf| {
+        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        !path.ends_with(&own) && String::from_utf8_lossy(&line).contains(mark)
+    };
+    std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(is_marked).collect()
+}
+
+async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < SECONDS_20, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn output_errors_and_exit_code_come_apart() {
+    let mut server = serve(allow(|_| {}), commands(shell("echo out; echo err >&2; env | sort; exit 3"))).await;
+    let (code, out, err) = server.run(&["-o", "SetEnv=SECRET=x"], DAEMON).await;
+    assert_eq!((code, out.as_str(), err.as_str()), (3, "out\nPATH=/usr/bin:/bin\nPWD=/\n", "err\n"));
+    let report = server.report().await;
+    assert_eq!((report.end, report.user.as_deref(), report.commands_run), (ConnectionEnd::Client, Some("builder"), 1));
+
+    let (code, out, _) = server.run(&[], "nix-store --serve --write").await;
+    assert_eq!((code, out.as_str()), (0, "served\n"));
+    let (code, out, _) = server.run(&[], "nix-daemon --stdio --store '/a store'").await;
+    assert_eq!((code, out.lines().next()), (3, Some("out")));
+    let (code, out, err) = server.run(&[], "nixtail-control 1 claim a 1").await;
+    assert_eq!((code, out.as_str(), err.as_str()), (7, "coordinator claim [\"a\", \"1\"]\n", "words\n"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_signal_and_a_missing_program_have_their_codes() {
+    let server = serve(allow(|_| {}), commands(shell("kill -9 $$"))).await;
+    assert_eq!(server.run(&[], DAEMON).await.0, 137);
+    let server = serve(allow(|_| {}), commands(ChildSpec::new("/nowhere", [""; 0]))).await;
+    let (code, out, err) = server.run(&[], DAEMON).await;
+    assert_eq!((code, out.as_str()), (127, ""));
+    assert!(err.contains("can't start /nowhere"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_on_the_list_is_refused_with_126() {
+    let mut server = serve(allow(|_| {}), commands(shell("echo ran"))).await;
+    for command in ["", "sh -c id", "nix-daemon --stdio; id", "nix-daemon --stdio --store /etc", "nix-store --delete x"] {
+        let (code, out, err) = server.run(&["-T"], command).await;
+        assert_eq!((code, out.as_str(), err.lines().count()), (126, "", 1), "{command}: {err}");
+        assert!(err.starts_with("nixtail: "), "{err}");
+        assert_eq!(server.report().await.commands_refused, 1);
+    }
+    let (code, _, err) = server.run(&["-s"], "sftp").await;
+    assert_ne!(code, 0);
+    assert!(err.contains("subsystem request failed"), "{err}");
+    // A terminal isn't given, and the command runs without one.
+    let (code, out, _) = server.run(&["-tt"], DAEMON).await;
+    assert_eq!((code, out.as_str()), (0, "ran\n"));
+    let (code, _, err) = server.run(&["-W", "127.0.0.1:22"], "").await;
+    assert_ne!(code, 0);
+    assert!(err.contains("administratively prohibited") || err.contains("stdio forwarding failed"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_policy_refuses_with_words_and_without_a_prompt() {
+    for (policy, words) in [
+        (None, "has no SSH policy"),
+        (allow(|rule| rule.principals.clear()), "does not permit you to SSH to this node"),
+        (allow(|rule| rule.action.as_mut().unwrap().hold_and_delegate = "https://x".into()), "wants a check"),
+        (allow(|rule| rule.action.as_mut().unwrap().reject = true), "refuses this connection"),
+        (allow(|rule| rule.ssh_users = BTreeMap::from([("*".into(), String::new())])), "SSH as this user"),
+        (allow(|rule| rule.ssh_users = BTreeMap::from([("*".into(), "other".into())])), "only as builder"),
+    ] {
+        let mut server = serve(policy, commands(shell("echo ran"))).await;
+        // Not in batch mode: a prompt would be a hang or a message about the missing terminal.
+        let (code, out, err) = server.run(&[], DAEMON).await;
+        assert_eq!((code, out.as_str()), (255, ""), "{words}");
+        assert!(err.contains(words), "{words}: {err}");
+        assert!(!err.contains("assword"), "{err}");
+        let report = server.report().await;
+        assert!(matches!(&report.end, ConnectionEnd::Refused(reason) if reason.contains(words)), "{report:?}");
+        assert_eq!(report.commands_run, 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_are_never_looked_at() {
+    let server = serve(allow(|_| {}), commands(shell("echo ran"))).await;
+    let key = server.folder.path().join("key");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().await.unwrap();
+    assert!(made.success());
+    // `+password` asks to be asked: `none` isn't enough then, and any password is.
+    let askpass = server.folder.path().join("askpass");
+    let mut file = std::fs::File::create(&askpass).unwrap();
+    file.write_all(b"#!/bin/sh\necho anything\n").unwrap();
+    drop(file);
+    std::fs::set_permissions(&askpass, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let mut ssh = server.ssh(&["-l", "builder+password"], DAEMON);
+    ssh.env("SSH_ASKPASS", &askpass).env("SSH_ASKPASS_REQUIRE", "force");
+    let (code, out, err) = text(&within(SECONDS_20, ssh.output()).await.unwrap());
+    assert_eq!((code, out.as_str()), (0, "ran\n"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_close_reaches_the_child_and_its_output_still_comes() {
+    let server = serve(allow(|_| {}), commands(shell("cat | wc -c; sleep 0.2; echo after"))).await;
+    let input = server.folder.path().join("input");
+    std::fs::write(&input, vec![b'x'; 3_000_000]).unwrap();
+    let mut ssh = server.ssh(&[], DAEMON);
+    ssh.stdin(std::fs::File::open(&input).unwrap());
+    let (code, out, _) = text(&within(SECONDS_20, ssh.output()).await.unwrap());
+    assert_eq!((code, out.as_str()), (0, "3000000\nafter\n"));
+
+    // And the other way round: the child closes its stdin and ends while the client has more to say.
+    let server = serve(allow(|_| {}), commands(shell("exec <&-; sleep 0.2; echo done; exit 5"))).await;
+    let mut ssh = server.ssh(&[], DAEMON);
+    ssh.stdin(std::fs::File::open("/dev/zero").unwrap());
+    let (code, out, _) = text(&within(SECONDS_20, ssh.output()).await.unwrap());
+    assert_eq!((code, out.as_str()), (5, "done\n"));
+}
+
+/// Spike 4 of the project: a child that doesn't read its stdin while 256 MiB wait each way.
+/// `NIXTAIL_STUCK_SECONDS=60` makes it as long as the issue has it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_child_that_reads_nothing_blocks_nobody_and_fills_no_memory() {
+    let seconds: u64 = std::env::var("NIXTAIL_STUCK_SECONDS").map_or(3, |text| text.parse().unwrap());
+    const BYTES: u64 = 256 * 1024 * 1024;
+    // All output goes before the first byte of input is read; meanwhile a line on stderr each tenth of a second.
+    let script = format!(
+        "(i=0; while [ $i -lt {ticks} ]; do echo tick >&2; sleep 0.1; i=$((i+1)); done) &
+         head -c {BYTES} /dev/zero; echo written >&2; wait; echo reading >&2; wc -c >&2",
+        ticks = seconds * 10
+    );
+    let mut server = serve(allow(|_| {}), commands(shell(&script))).await;
+    let input = server.folder.path().join("input");
+    std::fs::File::create(&input).unwrap().set_len(BYTES).unwrap();
+    let mut ssh = server.ssh(&["-c", "aes128-gcm@openssh.com"], DAEMON);
+    ssh.stdin(std::fs::File::open(&input).unwrap());
+
+    let begun = Instant::now();
+    let mut child = ssh.spawn().unwrap();
+    let (mut stdout, stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+    let output = tokio::spawn(async move { tokio::io::copy(&mut stdout, &mut tokio::io::sink()).await.unwrap() });
+    let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(stderr));
+    let mut seen: Vec<(String, Duration)> = Vec::new();
+    let limit = Duration::from_secs(seconds + 60);
+    while let Some(line) = within(limit, lines.next_line()).await.unwrap() {
+        seen.push((line.trim().to_owned(), begun.elapsed()));
+    }
+    let status = within(SECONDS_20, child.wait()).await.unwrap();
+    let at = |word: &str| seen.iter().find(|(line, _)| line == word).unwrap_or_else(|| panic!("no {word}: {seen:?}")).1;
+    let report = server.report().await;
+    println!("written after {:?}, reading after {:?}, all after {:?}; {report:?}", at("written"), at("reading"), begun.elapsed());
+
+    assert!(status.success(), "{seen:?}");
+    assert_eq!(output.await.unwrap(), BYTES);
+    assert_eq!(seen.last().unwrap().0, BYTES.to_string());
+    assert_eq!(report.bytes_in, BYTES);
+    // Nothing was read before all was written, and logs flowed throughout.
+    let ticks: Vec<Duration> = seen.iter().filter(|(line, _)| line == "tick").map(|(_, at)| *at).collect();
+    assert_eq!(ticks.len() as u64, seconds * 10);
+    let longest = ticks.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap();
+    assert!(longest < Duration::from_secs(2), "stderr was silent for {longest:?}");
+    // Bounded: two windows and what trickles.
+    let bound = 2 * Limits::default().window as usize + 1024 * 1024;
+    assert!(report.highest_queued <= bound, "{report:?}");
+    assert!(report.highest_queued > Limits::default().window as usize && report.reads_rested > 0, "not stuck: {report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_sessions_share_a_connection() {
+    let mut server = serve(allow(|_| {}), commands(shell("cat; echo end"))).await;
+    let socket = server.folder.path().join("master");
+    let socket = socket.to_str().unwrap();
+    let mut master = server.ssh(&["-M", "-N", "-S", socket], "").spawn().unwrap();
+    eventually("no master", || std::fs::exists(socket).unwrap()).await;
+    let mut clients = Vec::new();
+    for n in 0..32 {
+        let mut ssh = server.ssh(&["-S", socket], DAEMON);
+        ssh.stdin(Stdio::piped());
+        let mut child = ssh.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut stdin, format!("{n}\n").as_bytes()).await.unwrap();
+        clients.push((n, child, stdin));
+    }
+    eventually("32 children", || processes("cat; echo end").len() == 32).await;
+    // One more than allowed.
+    let (code, _, err) = server.run(&["-S", socket], DAEMON).await;
+    assert_ne!(code, 0, "{err}");
+    for (n, child, stdin) in clients {
+        drop(stdin);
+        let (code, out, _) = text(&within(SECONDS_20, child.wait_with_output()).await.unwrap());
+        assert_eq!((code, out), (0, format!("{n}\nend\n")));
+    }
+    assert_eq!(server.run(&["-S", socket], DAEMON).await.1, "end\n");
+    master.kill().await.unwrap();
+    assert_eq!(server.report().await.commands_run, 33);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_client_leaves_no_child() {
+    let mark = format!("sleep 98{}", std::process::id());
+    let mut server = serve(allow(|_| {}), commands(shell(&format!("trap '' TERM; {mark} & wait; wait; {mark}")))).await;
+    let mut ssh = server.ssh(&[], DAEMON);
+    ssh.stdin(Stdio::piped());
+    let mut client = ssh.spawn().unwrap();
+    eventually("no child", || !processes(&mark).is_empty()).await;
+    client.kill().await.unwrap();
+    assert_eq!(server.report().await.end, ConnectionEnd::Client);
+    assert_eq!(processes(&mark), Vec::<PathBuf>::new(), "when serve returns, no child is left");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_policy_change_ends_what_it_no_longer_allows() {
+    let mark = format!("sleep 97{}", std::process::id());
+    let mut server = serve(allow(|_| {}), commands(shell(&mark))).await;
+    let client = server.ssh(&[], DAEMON).spawn().unwrap();
+    eventually("no child", || !processes(&mark).is_empty()).await;
+    server.endpoint.policy_changed();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!processes(&mark).is_empty(), "what is still allowed goes on");
+
+    *server.policy.lock().unwrap() = None;
+    server.endpoint.policy_changed();
+    let (code, _, err) = text(&within(SECONDS_20, client.wait_with_output()).await.unwrap());
+    assert_eq!(code, 255);
+    assert!(err.contains("Access revoked."), "{err}");
+    assert_eq!(server.report().await.end, ConnectionEnd::Revoked);
+    assert_eq!(processes(&mark), Vec::<PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn duration_and_cancel_end_a_session_with_words() {
+    let second = allow(|rule| rule.action.as_mut().unwrap().session_duration = 1_000_000_000);
+    let mut server = serve(second, commands(shell("sleep 30"))).await;
+    let (code, _, err) = server.run(&[], DAEMON).await;
+    assert_eq!((code, server.report().await.end), (255, ConnectionEnd::DurationOver));
+    assert!(err.contains("Session timeout"), "{err}");
+
+    let mut server = serve(allow(|_| {}), commands(shell("echo here; sleep 30"))).await;
+    let client = server.ssh(&[], DAEMON).spawn().unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.cancel.cancel();
+    let (code, _, err) = text(&within(SECONDS_20, client.wait_with_output()).await.unwrap());
+    assert_eq!((code, server.report().await.end), (255, ConnectionEnd::Cancelled));
+    assert!(err.contains("this node is leaving"), "{err}");
+}
