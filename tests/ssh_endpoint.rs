@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use nixtail::nix::spawn::ChildSpec;
 use nixtail::ssh::{
-    AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, HostKey, Limits,
-    Peer, SshError,
+    AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, HostKey,
+    Limits, Peer, SshError,
 };
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::nix_command::ControlRequest;
@@ -191,7 +191,8 @@ async fn a_signal_and_a_missing_program_have_their_codes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_on_the_list_is_refused_with_126() {
     let mut server = serve(allow(|_| {}), commands(shell("echo ran"))).await;
-    for command in ["", "sh -c id", "nix-daemon --stdio; id", "nix-daemon --stdio --store /etc", "nix-store --delete x"] {
+    for command in ["", "sh -c id", "nix-daemon --stdio; id", "nix-daemon --stdio --store /etc", "nix-store --delete x"]
+    {
         let (code, out, err) = server.run(&["-T"], command).await;
         assert_eq!((code, out.as_str(), err.lines().count()), (126, "", 1), "{command}: {err}");
         assert!(err.starts_with("nixtail: "), "{err}");
@@ -200,9 +201,9 @@ async fn what_is_not_on_the_list_is_refused_with_126() {
     let (code, _, err) = server.run(&["-s"], "sftp").await;
     assert_ne!(code, 0);
     assert!(err.contains("subsystem request failed"), "{err}");
-    // A terminal isn't given, and the command runs without one.
-    let (code, out, _) = server.run(&["-tt"], DAEMON).await;
-    assert_eq!((code, out.as_str()), (0, "ran\n"));
+    let (code, out, err) = server.run(&["-tt"], DAEMON).await;
+    assert_eq!((code, out.as_str()), (255, ""));
+    assert!(err.contains("PTY allocation request failed"), "{err}");
     let (code, _, err) = server.run(&["-W", "127.0.0.1:22"], "").await;
     assert_ne!(code, 0);
     assert!(err.contains("administratively prohibited") || err.contains("stdio forwarding failed"), "{err}");
@@ -234,7 +235,8 @@ async fn the_policy_refuses_with_words_and_without_a_prompt() {
 async fn credentials_are_never_looked_at() {
     let server = serve(allow(|_| {}), commands(shell("echo ran"))).await;
     let key = server.folder.path().join("key");
-    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().await.unwrap();
+    let made =
+        Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).status().await.unwrap();
     assert!(made.success());
     // `+password` asks to be asked: `none` isn't enough then, and any password is.
     let askpass = server.folder.path().join("askpass");
@@ -297,7 +299,12 @@ async fn a_child_that_reads_nothing_blocks_nobody_and_fills_no_memory() {
     let status = within(SECONDS_20, child.wait()).await.unwrap();
     let at = |word: &str| seen.iter().find(|(line, _)| line == word).unwrap_or_else(|| panic!("no {word}: {seen:?}")).1;
     let report = server.report().await;
-    println!("written after {:?}, reading after {:?}, all after {:?}; {report:?}", at("written"), at("reading"), begun.elapsed());
+    println!(
+        "written after {:?}, reading after {:?}, all after {:?}; {report:?}",
+        at("written"),
+        at("reading"),
+        begun.elapsed()
+    );
 
     assert!(status.success(), "{seen:?}");
     assert_eq!(output.await.unwrap(), BYTES);
@@ -311,7 +318,10 @@ async fn a_child_that_reads_nothing_blocks_nobody_and_fills_no_memory() {
     // Bounded: two windows and what trickles.
     let bound = 2 * Limits::default().window as usize + 1024 * 1024;
     assert!(report.highest_queued <= bound, "{report:?}");
-    assert!(report.highest_queued > Limits::default().window as usize && report.reads_rested > 0, "not stuck: {report:?}");
+    assert!(
+        report.highest_queued > Limits::default().window as usize && report.reads_rested > 0,
+        "not stuck: {report:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -331,15 +341,17 @@ async fn many_sessions_share_a_connection() {
         clients.push((n, child, stdin));
     }
     eventually("32 children", || processes("cat; echo end").len() == 32).await;
-    // One more than allowed.
-    let (code, _, err) = server.run(&["-S", socket], DAEMON).await;
-    assert_ne!(code, 0, "{err}");
+    // One more than allowed: refused by the connection, so that ssh makes one of its own.
+    let (_, _, err) = server.run(&["-S", socket], DAEMON).await;
+    assert!(err.contains("Session open refused by peer"), "{err}");
+    assert_eq!(server.report().await.commands_run, 1);
     for (n, child, stdin) in clients {
         drop(stdin);
         let (code, out, _) = text(&within(SECONDS_20, child.wait_with_output()).await.unwrap());
         assert_eq!((code, out), (0, format!("{n}\nend\n")));
     }
-    assert_eq!(server.run(&["-S", socket], DAEMON).await.1, "end\n");
+    let (_, out, err) = server.run(&["-S", socket], DAEMON).await;
+    assert_eq!((out.as_str(), err.as_str()), ("end\n", ""));
     master.kill().await.unwrap();
     assert_eq!(server.report().await.commands_run, 33);
 }

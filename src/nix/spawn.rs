@@ -209,14 +209,16 @@ mod tests {
 
     #[tokio::test]
     async fn the_environment_is_only_what_was_given() {
-        let mut child = GroupChild::start(&ChildSpec::new("/usr/bin/env", [""; 0]).with_variable("A", "b")).await.unwrap();
+        let mut child =
+            GroupChild::start(&ChildSpec::new("/usr/bin/env", [""; 0]).with_variable("A", "b")).await.unwrap();
         assert_eq!(output(&mut child).await, "A=b\n");
         assert_eq!(exit_code(child.wait().await.unwrap()), 0);
     }
 
     #[tokio::test]
     async fn a_group_that_ignores_term_is_killed_whole() {
-        let mut child = GroupChild::start(&shell("trap '' TERM; sleep 1000 & echo $!; wait; wait; sleep 1000")).await.unwrap();
+        let mut child =
+            GroupChild::start(&shell("trap '' TERM; sleep 1000 & echo $!; wait; wait; sleep 1000")).await.unwrap();
         let (_, mut stdout, _) = child.take_pipes().unwrap();
         let mut line = [0; 32];
         let n = stdout.read(&mut line).await.unwrap();

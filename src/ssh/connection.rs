@@ -1,17 +1,20 @@
 //! What a connection's handler, its sessions and its endpoint share.
 
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nixtail_proto::ssh_policy::{Acceptance, Decision, Rejection};
-use russh::ChannelId;
+use russh::server::Msg;
+use russh::{ChannelId, ChannelWriteHalf};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint, Peer};
-use super::flow::{Gate, Windows};
+use super::flow::{Gate, InputQueue, QUEUE_WINDOWS, TRICKLE_SLACK, WindowExceeded, WindowShare, Windows, lock};
+use super::session::SessionParts;
 
 /// A suffix of the user name with which clients ask to be asked for a password (`tailscale ssh` documents it).
 const PASSWORD_SUFFIX: &str = "+password";
@@ -21,6 +24,7 @@ pub(crate) struct Connection {
     pub(crate) peer: Peer,
     pub(crate) gate: Arc<Gate>,
     pub(crate) windows: Mutex<Windows<ChannelId>>,
+    channels: Mutex<HashMap<ChannelId, OpenChannel>>,
     /// Sessions end when this does.
     pub(crate) sessions: CancellationToken,
     /// The stream breaks when this is cancelled; parent of nothing, set on the way out.
@@ -29,6 +33,14 @@ pub(crate) struct Connection {
     pub(crate) counters: Counters,
     login: watch::Sender<Option<Login>>,
     end: watch::Sender<Option<ConnectionEnd>>,
+}
+
+/// A channel that neither side has closed.
+struct OpenChannel {
+    queue: Arc<InputQueue>,
+    cancel: CancellationToken,
+    /// `None` once a command runs.
+    idle: Option<(ChannelWriteHalf<Msg>, WindowShare)>,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +68,7 @@ impl Connection {
             peer,
             gate: Arc::default(),
             windows,
+            channels: Mutex::default(),
             sessions: abort.child_token(),
             abort,
             tasks: TaskTracker::new(),
@@ -106,6 +119,68 @@ impl Connection {
     /// The reason given to [`Connection::end`].
     pub(crate) fn chosen_end(&self) -> Option<ConnectionEnd> {
         self.end.borrow().clone()
+    }
+
+    /// A channel begins; false where there are too many, or their windows take too much memory.
+    pub(crate) fn open_channel(&self, write: ChannelWriteHalf<Msg>) -> bool {
+        let limits = &self.endpoint.config.limits;
+        let mut channels = lock(&self.channels);
+        if channels.len() >= limits.sessions {
+            return false;
+        }
+        let Some(share) = self.endpoint.budget.take(limits.window as usize * QUEUE_WINDOWS + TRICKLE_SLACK) else {
+            return false;
+        };
+        let queue = Arc::new(InputQueue::default());
+        lock(&self.windows).open(write.id(), Arc::clone(&queue));
+        let cancel = self.sessions.child_token();
+        channels.insert(write.id(), OpenChannel { queue, cancel, idle: Some((write, share)) });
+        true
+    }
+
+    /// What a session on `channel` needs; `None` where there is no such channel or it has one.
+    pub(crate) fn begin_session(self: &Arc<Self>, channel: ChannelId) -> Option<SessionParts> {
+        let mut channels = lock(&self.channels);
+        let open = channels.get_mut(&channel)?;
+        let (write, share) = open.idle.take()?;
+        let (queue, cancel) = (Arc::clone(&open.queue), open.cancel.clone());
+        Some(SessionParts { connection: Arc::clone(self), write, queue, cancel, _share: share })
+    }
+
+    /// Data for a session's child; never waits.
+    pub(crate) fn take_data(&self, channel: ChannelId, data: &[u8]) -> Result<(), WindowExceeded> {
+        let queue = lock(&self.channels).get(&channel).map(|open| Arc::clone(&open.queue));
+        let mut windows = lock(&self.windows);
+        windows.data(&channel, data.len())?;
+        if let Some(queue) = queue {
+            queue.push(data);
+        }
+        if windows.is_overfull(&channel) {
+            self.gate.shut();
+        }
+        Ok(())
+    }
+
+    /// The client's EOF.
+    pub(crate) fn finish_input(&self, channel: ChannelId) {
+        if let Some(open) = lock(&self.channels).get(&channel) {
+            open.queue.finish();
+        }
+    }
+
+    /// The client wants the command to end.
+    pub(crate) fn cancel_session(&self, channel: ChannelId) {
+        if let Some(open) = lock(&self.channels).get(&channel) {
+            open.cancel.cancel();
+        }
+    }
+
+    /// A channel ends. Where we close first, russh doesn't tell of the client's answer; so sessions call this too.
+    pub(crate) fn close_channel(&self, channel: ChannelId) {
+        lock(&self.windows).close(&channel);
+        if let Some(open) = lock(&self.channels).remove(&channel) {
+            open.cancel.cancel();
+        }
     }
 
     /// Kills the children.

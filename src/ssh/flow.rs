@@ -186,7 +186,11 @@ impl<K: std::hash::Hash + Eq> Windows<K> {
             limit.saturating_sub(session.queue.queued() + granted)
         };
         let least = self.sessions.values().map(room).min().unwrap_or(limit);
-        if least < SMALLEST_USEFUL_GRANT { TRICKLE } else { u32::try_from(least).unwrap_or(self.window).min(self.window) }
+        if least < SMALLEST_USEFUL_GRANT {
+            TRICKLE
+        } else {
+            u32::try_from(least).unwrap_or(self.window).min(self.window)
+        }
     }
 
     /// `length` bytes of `channel` arrived.

@@ -1,6 +1,5 @@
 //! What russh asks of us: who may log in, and what becomes of a channel. Nothing here waits.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -8,33 +7,24 @@ use std::time::Instant;
 use nixtail_proto::nix_command::{CommandRefusal, NixCommand, parse_command};
 use nixtail_proto::ssh_policy::Rejection;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
-use russh::{Channel, ChannelId, ChannelOpenFailure, ChannelWriteHalf, Disconnect, MethodKind, MethodSet, Pty, Sig};
-use tokio_util::sync::CancellationToken;
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, Sig};
 
 use super::connection::{Connection, wants_password};
 use super::endpoint::{ConnectionEnd, SshError};
-use super::flow::{InputQueue, QUEUE_WINDOWS, TRICKLE, TRICKLE_SLACK, WindowShare, lock};
-use super::session::{self, SessionParts, Work};
+use super::flow::{TRICKLE, lock};
+use super::session::{self, Work};
 
 pub(crate) struct ConnectionHandler {
     connection: Arc<Connection>,
-    channels: HashMap<ChannelId, OpenChannel>,
     /// The banner has said why this peer isn't let in.
     told: bool,
     /// Words for a client that is turned away right after its login (see [`ConnectionHandler::authenticate`]).
     turned_away: Option<String>,
 }
 
-struct OpenChannel {
-    queue: Arc<InputQueue>,
-    cancel: CancellationToken,
-    /// `None` once a command runs.
-    idle: Option<(ChannelWriteHalf<Msg>, WindowShare)>,
-}
-
 impl ConnectionHandler {
     pub(crate) fn new(connection: Arc<Connection>) -> Self {
-        Self { connection, channels: HashMap::new(), told: false, turned_away: None }
+        Self { connection, told: false, turned_away: None }
     }
 
     /// The policy alone decides; no credential is looked at.
@@ -64,9 +54,13 @@ impl ConnectionHandler {
     }
 
     /// Runs what `channel` asked for, once.
-    fn run(&mut self, channel: ChannelId, command: Result<NixCommand, CommandRefusal>, session: &mut Session) -> Result<(), SshError> {
-        let idle = self.channels.get_mut(&channel).and_then(|open| Some((open.idle.take()?, open)));
-        let Some(((write, share), open)) = idle else {
+    fn run(
+        &mut self,
+        channel: ChannelId,
+        command: Result<NixCommand, CommandRefusal>,
+        session: &mut Session,
+    ) -> Result<(), SshError> {
+        let Some(parts) = self.connection.begin_session(channel) else {
             return Ok(session.channel_failure(channel)?);
         };
         session.channel_success(channel)?;
@@ -82,22 +76,8 @@ impl ConnectionHandler {
                 Work::Refused(refusal)
             }
         };
-        let parts = SessionParts {
-            connection: Arc::clone(connection),
-            write: Arc::new(write),
-            queue: Arc::clone(&open.queue),
-            cancel: open.cancel.clone(),
-            _share: share,
-        };
         connection.tasks.spawn(session::run(parts, work));
         Ok(())
-    }
-
-    fn close(&mut self, channel: ChannelId) {
-        lock(&self.connection.windows).close(&channel);
-        if let Some(open) = self.channels.remove(&channel) {
-            open.cancel.cancel();
-        }
     }
 }
 
@@ -152,20 +132,12 @@ impl Handler for ConnectionHandler {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         }
-        let limits = &self.connection.endpoint.config.limits;
-        let bytes = limits.window as usize * QUEUE_WINDOWS + TRICKLE_SLACK;
-        let share = (self.channels.len() < limits.sessions).then(|| self.connection.endpoint.budget.take(bytes)).flatten();
-        let Some(share) = share else {
-            reply.reject(ChannelOpenFailure::ResourceShortage).await;
-            return Ok(());
-        };
-        let id = channel.id();
         // Without its receiver russh has nothing to wait for when data comes; `data` below takes it all.
         let (_, write) = channel.split();
-        let queue = Arc::new(InputQueue::default());
-        lock(&self.connection.windows).open(id, Arc::clone(&queue));
-        let cancel = self.connection.sessions.child_token();
-        self.channels.insert(id, OpenChannel { queue, cancel, idle: Some((write, share)) });
+        if !self.connection.open_channel(write) {
+            reply.reject(ChannelOpenFailure::ResourceShortage).await;
+            return Ok(());
+        }
         reply.accept().await;
         Ok(())
     }
@@ -179,32 +151,27 @@ impl Handler for ConnectionHandler {
     }
 
     async fn data(&mut self, channel: ChannelId, data: &[u8], _session: &mut Session) -> Result<(), SshError> {
-        let Some(open) = self.channels.get(&channel) else {
-            return Ok(());
-        };
-        let mut windows = lock(&self.connection.windows);
-        windows.data(&channel, data.len()).map_err(|_| SshError::WindowExceeded)?;
-        open.queue.push(data);
-        if windows.is_overfull(&channel) {
-            self.connection.gate.shut();
-        }
-        Ok(())
+        self.connection.take_data(channel, data).map_err(|_| SshError::WindowExceeded)
     }
 
-    async fn extended_data(&mut self, channel: ChannelId, _code: u32, data: &[u8], _: &mut Session) -> Result<(), SshError> {
+    async fn extended_data(
+        &mut self,
+        channel: ChannelId,
+        _code: u32,
+        data: &[u8],
+        _: &mut Session,
+    ) -> Result<(), SshError> {
         // No command takes any: counted against the window and dropped.
         lock(&self.connection.windows).data(&channel, data.len()).map_err(|_| SshError::WindowExceeded)
     }
 
     async fn channel_eof(&mut self, channel: ChannelId, _session: &mut Session) -> Result<(), SshError> {
-        if let Some(open) = self.channels.get(&channel) {
-            open.queue.finish();
-        }
+        self.connection.finish_input(channel);
         Ok(())
     }
 
     async fn channel_close(&mut self, channel: ChannelId, _session: &mut Session) -> Result<(), SshError> {
-        self.close(channel);
+        self.connection.close_channel(channel);
         Ok(())
     }
 
@@ -218,7 +185,12 @@ impl Handler for ConnectionHandler {
         self.run(channel, Err(CommandRefusal::Shell), session)
     }
 
-    async fn subsystem_request(&mut self, channel: ChannelId, _name: &str, session: &mut Session) -> Result<(), SshError> {
+    async fn subsystem_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        session: &mut Session,
+    ) -> Result<(), SshError> {
         Ok(session.channel_failure(channel)?)
     }
 
@@ -236,7 +208,13 @@ impl Handler for ConnectionHandler {
         Ok(session.channel_failure(channel)?)
     }
 
-    async fn env_request(&mut self, channel: ChannelId, _name: &str, _value: &str, session: &mut Session) -> Result<(), SshError> {
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut Session,
+    ) -> Result<(), SshError> {
         Ok(session.channel_failure(channel)?)
     }
 
@@ -265,8 +243,8 @@ impl Handler for ConnectionHandler {
     }
 
     async fn signal(&mut self, channel: ChannelId, signal: Sig, _session: &mut Session) -> Result<(), SshError> {
-        if let (Some(open), Sig::TERM | Sig::INT | Sig::HUP | Sig::KILL) = (self.channels.get(&channel), signal) {
-            open.cancel.cancel();
+        if matches!(signal, Sig::TERM | Sig::INT | Sig::HUP | Sig::KILL) {
+            self.connection.cancel_session(channel);
         }
         Ok(())
     }

@@ -25,7 +25,8 @@ impl HostKey {
         rng.fill_bytes(seed.as_mut());
         let pair = KeypairData::Ed25519(Ed25519Keypair::from_seed(&seed));
         let private = PrivateKey::new(pair, "")?;
-        let public_line = PublicKey::new(private.public_key().key_data().clone(), "").to_openssh()?.trim_end().to_owned();
+        let public_line =
+            PublicKey::new(private.public_key().key_data().clone(), "").to_openssh()?.trim_end().to_owned();
         Ok(Self { private, public_line })
     }
 

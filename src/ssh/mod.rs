@@ -20,7 +20,7 @@ mod host_key;
 mod session;
 
 pub use endpoint::{
-    AllowedCommands, Authorizer, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, Limits,
-    Peer, SshError,
+    AllowedCommands, Authorizer, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig,
+    Limits, Peer, SshError,
 };
 pub use host_key::{HostKey, HostKeyError};

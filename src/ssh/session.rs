@@ -36,7 +36,7 @@ const SILENCE_AFTER_EXIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct SessionParts {
     pub(crate) connection: Arc<Connection>,
-    pub(crate) write: Arc<ChannelWriteHalf<Msg>>,
+    pub(crate) write: ChannelWriteHalf<Msg>,
     pub(crate) queue: Arc<InputQueue>,
     pub(crate) cancel: CancellationToken,
     pub(crate) _share: WindowShare,
@@ -81,6 +81,7 @@ pub(crate) async fn run(parts: SessionParts, work: Work) {
     }
     let _ = parts.write.eof().await;
     let _ = parts.write.close().await;
+    parts.connection.close_channel(parts.write.id());
 }
 
 /// One line on stderr; `None` if the client went meanwhile.
@@ -172,7 +173,12 @@ async fn feed(parts: &SessionParts, mut stdin: ChildStdin) {
 }
 
 /// From the child to the client, until the pipe's end, the client's, or a long silence after the child's end.
-async fn pump(parts: &SessionParts, extended: Option<u32>, mut pipe: impl AsyncRead + Unpin, exited: &CancellationToken) {
+async fn pump(
+    parts: &SessionParts,
+    extended: Option<u32>,
+    mut pipe: impl AsyncRead + Unpin,
+    exited: &CancellationToken,
+) {
     let mut buffer = BytesMut::new();
     loop {
         buffer.reserve(OUTPUT_CHUNK);
