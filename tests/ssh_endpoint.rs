@@ -12,6 +12,8 @@ use std::process::{Output, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use nixtail::nix::daemon::{NixHost, NixPrograms, StoreConfig};
+use nixtail::nix::facts::Facts;
 use nixtail::nix::spawn::ChildSpec;
 use nixtail::ssh::{
     AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, HostKey,
@@ -403,4 +405,79 @@ async fn duration_and_cancel_end_a_session_with_words() {
     let (code, _, err) = text(&within(SECONDS_20, client.wait_with_output()).await.unwrap());
     assert_eq!((code, server.report().await.end), (255, ConnectionEnd::Cancelled));
     assert!(err.contains("this node is leaving"), "{err}");
+}
+
+/// A throw-away chroot store with its own configuration; `None` (and a line) where there is no Nix.
+fn throw_away_nix(folder: &std::path::Path) -> Option<NixHost> {
+    let Ok(programs) = NixPrograms::find(std::env::var_os("PATH").as_ref()) else {
+        assert!(std::env::var_os("NIXTAIL_REQUIRE_PEERS").is_none(), "there is no Nix on this machine");
+        println!("skipped: there is no Nix on this machine");
+        return None;
+    };
+    let configuration = folder.join("etc");
+    std::fs::create_dir(&configuration).unwrap();
+    let text = "sandbox = false\nsubstituters =\nbuild-users-group =\nexperimental-features = nix-command\n";
+    std::fs::write(configuration.join("nix.conf"), text).unwrap();
+    let store = StoreConfig::Chroot { root: folder.join("root") };
+    Some(NixHost { programs, store, home: folder.to_path_buf(), configuration: Some(configuration) })
+}
+
+/// `nix` as a client: its own throw-away store, and our ssh_config.
+fn nix_client(host: &NixHost, server: &Server, words: &[&str]) -> Command {
+    let config = server.folder.path().join("ssh_config");
+    std::fs::write(&config, server.config()).unwrap();
+    let client = NixHost { store: StoreConfig::Chroot { root: server.folder.path().join("client") }, ..host.clone() };
+    let spec = client.nix(words);
+    let mut nix = Command::new(&spec.program);
+    // `--store` is the builder's here.
+    nix.args(spec.arguments.iter().take(2 + words.len())).env_clear().envs(spec.environment.iter().cloned());
+    nix.env("NIX_SSHOPTS", format!("-F {}", config.display()));
+    nix.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    nix
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn real_nix_pings_and_copies_through_real_ssh() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(host) = throw_away_nix(folder.path()) else { return };
+    let allowed =
+        AllowedCommands { daemon: host.daemon(), serve: host.serve(), published_store: host.store.published() };
+    let mut server = serve(allow(|_| {}), allowed).await;
+
+    let uri = format!("ssh-ng://builder?remote-store={}", folder.path().join("root").display());
+    let mut ping = nix_client(&host, &server, &["store", "ping", "--store", &uri]);
+    let (code, _, err) = text(&within(SECONDS_20, ping.output()).await.unwrap());
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(server.report().await.commands_run, 1);
+
+    let foreign = "ssh-ng://builder?remote-store=/etc";
+    let mut ping = nix_client(&host, &server, &["store", "ping", "--store", foreign]);
+    let (code, _, err) = text(&within(SECONDS_20, ping.output()).await.unwrap());
+    assert_ne!(code, 0);
+    assert!(err.contains("store not allowed: /etc"), "{err}");
+    assert_eq!(server.report().await.commands_refused, 1);
+
+    // 8 MiB go in over either protocol.
+    let file = folder.path().join("data");
+    for (protocol, byte) in [("ssh-ng", 1_u8), ("ssh", 2)] {
+        std::fs::write(&file, vec![byte; 8 << 20]).unwrap();
+        let uri = format!("{protocol}://builder");
+        let mut add = nix_client(&host, &server, &["store", "add-file", "--store", &uri, file.to_str().unwrap()]);
+        let (code, path, err) = text(&within(SECONDS_20, add.output()).await.unwrap());
+        assert_eq!(code, 0, "{protocol}: {err}");
+        let stored = folder.path().join("root").join(path.trim().trim_start_matches('/'));
+        assert_eq!(std::fs::read(stored).unwrap(), vec![byte; 8 << 20], "{protocol}");
+    }
+}
+
+#[tokio::test]
+async fn facts_are_read_from_real_nix() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(host) = throw_away_nix(folder.path()) else { return };
+    let facts = Facts::gather(&host, "bob").await.unwrap();
+    assert!(facts.system.ends_with("-linux"), "{facts:?}");
+    assert!(facts.cores > 0 && facts.memory_bytes > 1 << 20 && facts.free_disk_bytes > 0, "{facts:?}");
+    assert!(facts.nix_version.starts_with(|c: char| c.is_ascii_digit()) && !facts.sandbox, "{facts:?}");
+    let json = serde_json::to_string(&facts).unwrap();
+    assert_eq!(serde_json::from_str::<Facts>(&json).unwrap(), facts);
 }
