@@ -21,6 +21,7 @@ pub mod names;
 pub mod netmap;
 pub mod noise;
 pub mod packet;
+pub mod relay;
 pub mod run;
 pub mod secret;
 pub mod ssh_policy;
