@@ -16,6 +16,7 @@ pub mod disco;
 pub mod filter;
 pub mod key;
 mod nacl;
+pub mod netcheck;
 pub mod nix_command;
 pub mod names;
 pub mod netmap;

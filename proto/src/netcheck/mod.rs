@@ -1,0 +1,321 @@
+//! Which DERP region is home, and as what the world sees us (`tailscale/tailscale` `net/netcheck/netcheck.go`).
+//!
+//! Rounds of STUN requests go to the regions' relays from the socket that carries the packets, so that the addresses
+//! that come back are those at which peers may reach us. The policy is our own where Go's would stall: a round ends with
+//! the first answer of every region, or after twice the best latency, or when nobody answered for a second; and a map
+//! with one region has a home at once.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand_core::CryptoRng;
+
+use crate::relay::Target;
+use crate::stun;
+use crate::tailcfg::{DerpRegion, RegionId};
+
+mod home;
+mod round;
+#[cfg(test)]
+mod tests;
+
+use home::History;
+use round::Round;
+
+/// How long a round waits for a first answer. Then there is no UDP, or none that is worth waiting for.
+pub const NO_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// The pause between rounds while there are sessions, at least: NAT mappings live for 30 s at times.
+pub const MIN_INTERVAL: Duration = Duration::from_secs(20);
+/// The pause between rounds while there are sessions, at most.
+pub const MAX_INTERVAL: Duration = Duration::from_secs(26);
+/// For how long the endpoints of a round can be told to a peer as they are (magicsock's `endpointsFreshEnoughDuration`).
+pub const ENDPOINTS_FRESH: Duration = Duration::from_secs(27);
+/// How often every region is measured; between that, only those which may become home.
+const FULL_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// How many STUN servers are known, at most: some 30 regions with a few relays of two families.
+const MAX_SERVERS: usize = 256;
+/// How many mapped addresses of a family are told: behind a NAT that varies, each server sees another, and none helps.
+const MAX_ENDPOINTS_OF_FAMILY: usize = 3;
+/// After how many rounds that didn't see a mapped address it is dropped.
+const ENDPOINT_ROUNDS: u32 = 2;
+
+/// What has been found out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// Home is another region than before.
+    Home(RegionId),
+    /// Our mapped addresses (`EndpointType::Stun`) are other ones than before.
+    Endpoints(Vec<SocketAddr>),
+    /// A round ended: [`Netcheck::report`] is up to date.
+    Report,
+}
+
+/// What the last rounds say of the network.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Report {
+    /// The home region; `None` before the first DERP map.
+    pub home: Option<RegionId>,
+    /// Whether a STUN server answered in the last round. `None` before the first.
+    pub udp: Option<bool>,
+    /// Whether one answered over IPv4.
+    pub ipv4: bool,
+    /// Whether one answered over IPv6.
+    pub ipv6: bool,
+    /// Whether the NAT maps each destination differently (a hard NAT). `None` when fewer than two servers said.
+    pub mapping_varies: Option<bool>,
+    /// The best round trip to each region that answered in the last 5 minutes.
+    pub latencies: BTreeMap<RegionId, Duration>,
+}
+
+/// Chooses the home region and finds our mapped addresses.
+#[derive(Debug)]
+pub struct Netcheck {
+    /// The regions that may be home, with control's factor on their latency.
+    candidates: BTreeMap<RegionId, f64>,
+    servers: Vec<(RegionId, SocketAddr)>,
+    history: History,
+    round: Option<Round>,
+    last_round: Option<Instant>,
+    last_full_round: Option<Instant>,
+    next_round: Option<Instant>,
+    rounds: u32,
+    active: bool,
+    /// Mapped addresses: the number of the round that saw them last, and the latency of the server that did. Its size
+    /// is bounded by the servers of two rounds.
+    endpoints: BTreeMap<SocketAddr, (u32, Duration)>,
+    told_endpoints: Vec<SocketAddr>,
+    report: Report,
+    transmits: VecDeque<(SocketAddr, Vec<u8>)>,
+    events: VecDeque<Event>,
+}
+
+impl Netcheck {
+    /// Nothing known yet. A choice without data comes from `rng`, and stays the same.
+    #[must_use]
+    pub fn new(rng: &mut dyn CryptoRng) -> Self {
+        Self {
+            candidates: BTreeMap::new(),
+            servers: Vec::new(),
+            history: History::new(rng.next_u64()),
+            round: None,
+            last_round: None,
+            last_full_round: None,
+            next_round: None,
+            rounds: 0,
+            active: false,
+            endpoints: BTreeMap::new(),
+            told_endpoints: Vec::new(),
+            report: Report::default(),
+            transmits: VecDeque::new(),
+            events: VecDeque::new(),
+        }
+    }
+
+    /// Takes a new DERP map, whole, with control's `scores` (factors on the latency; 1 where absent). Regions that are
+    /// to be avoided or have no relay can't become home. With one region, that is home at once.
+    pub fn handle_derp_map(
+        &mut self,
+        now: Instant,
+        map: &BTreeMap<RegionId, DerpRegion>,
+        scores: &BTreeMap<RegionId, f64>,
+        rng: &mut dyn CryptoRng,
+    ) {
+        let may_be_home = |region: &DerpRegion| {
+            !region.no_measure_no_home && !region.avoid && region.nodes.iter().any(|node| Target::derp(node).is_some())
+        };
+        let score = |id: &RegionId| scores.get(id).copied().filter(|score| score.is_finite() && *score > 0.0);
+        let candidates: BTreeMap<_, _> = map
+            .iter()
+            .filter(|(_, region)| may_be_home(region))
+            .map(|(id, _)| (*id, score(id).unwrap_or(1.0)))
+            .collect();
+        if candidates == self.candidates {
+            return;
+        }
+        self.candidates = candidates;
+        self.history.retain(|region| self.candidates.contains_key(&region));
+        if self.candidates.len() == 1 || self.report.home.is_some() {
+            self.choose_home();
+        }
+        self.start(now, true, rng);
+    }
+
+    /// Takes the regions' STUN servers, resolved; the whole list. If it isn't the one that is known, a round begins at
+    /// once.
+    pub fn handle_servers(&mut self, now: Instant, servers: &[(RegionId, SocketAddr)], rng: &mut dyn CryptoRng) {
+        let mut servers: Vec<_> = servers.iter().map(|(id, server)| (*id, canonical(*server))).collect();
+        servers.sort_unstable();
+        servers.dedup();
+        servers.truncate(MAX_SERVERS);
+        if servers != self.servers {
+            self.servers = servers;
+            self.start(now, true, rng);
+        }
+    }
+
+    /// Says whether there are sessions, which is when rounds repeat.
+    pub fn set_active(&mut self, now: Instant, active: bool, rng: &mut dyn CryptoRng) {
+        if self.active != active {
+            self.active = active;
+            self.schedule(rng);
+            if active && !self.endpoints_fresh(now) && self.round_is_over() {
+                self.start(now, false, rng);
+            }
+        }
+    }
+
+    /// Begins a round at once: the socket was rebound, the network changed, or a peer is to be told fresh endpoints.
+    pub fn refresh(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.start(now, false, rng);
+    }
+
+    /// Whether our mapped addresses were asked for lately enough to be told to a peer.
+    #[must_use]
+    pub fn endpoints_fresh(&self, now: Instant) -> bool {
+        self.last_round.is_some_and(|last| now.saturating_duration_since(last) < ENDPOINTS_FRESH)
+    }
+
+    /// Takes a STUN message that came on the socket. Says whether it was an answer to us; others are to be dropped.
+    pub fn handle_response(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        datagram: &[u8],
+        rng: &mut dyn CryptoRng,
+    ) -> bool {
+        let (Ok((txid, mapped)), Some(round)) = (stun::parse_response(datagram), &mut self.round) else {
+            return false;
+        };
+        let Some((region, latency)) = round.handle_answer(now, canonical(from), txid, mapped) else {
+            return false;
+        };
+        let seen = self.endpoints.entry(mapped).or_insert((self.rounds, latency));
+        *seen = (self.rounds, if seen.0 == self.rounds { seen.1.min(latency) } else { latency });
+        self.history.record(region, latency);
+        self.tell_endpoints();
+        if !self.round_is_over() {
+            self.finish_if_done(now, rng);
+        } else if self.report.udp == Some(false) || self.history.home_is_guess(self.report.home) {
+            // Too late for its round, but the first thing that we know.
+            self.finish(rng);
+        }
+        true
+    }
+
+    /// Sends requests again, ends a round, begins the next.
+    pub fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if let Some(round) = &mut self.round {
+            round.handle_timeout(now, rng, &mut self.transmits);
+        }
+        self.finish_if_done(now, rng);
+        if self.next_round.is_some_and(|next| next <= now) {
+            let full = self.last_full_round.is_none_or(|last| now.saturating_duration_since(last) >= FULL_INTERVAL);
+            self.start(now, full, rng);
+        }
+    }
+
+    /// The next request to send: whom to, and the datagram.
+    pub fn poll_transmit(&mut self) -> Option<(SocketAddr, Vec<u8>)> {
+        self.transmits.pop_front()
+    }
+
+    /// The next thing found out.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// When [`Self::handle_timeout`] has something to do.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let round = self.round.as_ref().and_then(Round::poll_timeout);
+        round.into_iter().chain(self.next_round).min()
+    }
+
+    /// What is known.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn round_is_over(&self) -> bool {
+        self.round.as_ref().is_none_or(Round::is_over)
+    }
+
+    /// Begins a round, in place of one that runs. One that isn't full asks the home region and the nearest ones.
+    fn start(&mut self, now: Instant, full: bool, rng: &mut dyn CryptoRng) {
+        if self.candidates.is_empty() {
+            return;
+        }
+        let full = full || self.report.udp != Some(true);
+        let nearest = self.history.nearest(&self.candidates, self.report.home);
+        let asked = |id: &RegionId| self.candidates.contains_key(id) && (full || nearest.contains(id));
+        let servers: Vec<_> = self.servers.iter().copied().filter(|(id, _)| asked(id)).collect();
+        if full {
+            self.last_full_round = Some(now);
+        }
+        self.rounds = self.rounds.wrapping_add(1);
+        self.last_round = Some(now);
+        self.next_round = None;
+        self.history.begin(now);
+        self.transmits.clear();
+        let mut round = Round::new(now, &servers);
+        round.handle_timeout(now, rng, &mut self.transmits);
+        self.round = Some(round);
+    }
+
+    fn finish_if_done(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if self.round.as_mut().is_some_and(|round| round.finish_if_done(now)) {
+            self.finish(rng);
+        }
+    }
+
+    fn finish(&mut self, rng: &mut dyn CryptoRng) {
+        let Some(round) = &self.round else {
+            return;
+        };
+        self.report.udp = Some(round.answered());
+        (self.report.ipv4, self.report.ipv6) = round.families();
+        self.report.mapping_varies = round.mapping_varies().or(self.report.mapping_varies);
+        self.report.latencies = self.history.latencies();
+        self.choose_home();
+        let rounds = self.rounds;
+        self.endpoints.retain(|_, (seen, _)| rounds.wrapping_sub(*seen) < ENDPOINT_ROUNDS);
+        self.tell_endpoints();
+        self.schedule(rng);
+        self.events.push_back(Event::Report);
+    }
+
+    /// The next round comes while there are sessions, and while nothing is known.
+    fn schedule(&mut self, rng: &mut dyn CryptoRng) {
+        let wanted = self.active || self.report.udp == Some(false);
+        let jitter = (MAX_INTERVAL - MIN_INTERVAL).mul_f64(f64::from(rng.next_u32()) / f64::from(u32::MAX));
+        self.next_round = self.last_round.filter(|_| wanted).map(|last| last + MIN_INTERVAL + jitter);
+    }
+
+    fn choose_home(&mut self) {
+        let home = self.history.choose(&self.candidates, self.report.home);
+        if home != self.report.home {
+            self.report.home = home;
+            self.events.extend(home.map(Event::Home));
+        }
+    }
+
+    /// The nearest servers' views of us, a few of each family.
+    fn tell_endpoints(&mut self) {
+        let mut known: Vec<_> = self.endpoints.iter().map(|(mapped, (_, latency))| (*latency, *mapped)).collect();
+        known.sort_unstable();
+        let of_family = |ipv4: bool| known.iter().map(|(_, mapped)| *mapped).filter(move |m| m.is_ipv4() == ipv4);
+        let mut told: Vec<_> = of_family(true).take(MAX_ENDPOINTS_OF_FAMILY).collect();
+        told.extend(of_family(false).take(MAX_ENDPOINTS_OF_FAMILY));
+        told.sort_unstable();
+        if told != self.told_endpoints {
+            self.told_endpoints.clone_from(&told);
+            self.events.push_back(Event::Endpoints(told));
+        }
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
