@@ -1,7 +1,7 @@
 //! The SSH endpoint with real OpenSSH and real Nix as clients, over loopback TCP with a made-up peer.
 
 #![cfg(feature = "ssh-nix")]
-#![allow(missing_docs, reason = "tests")]
+#![allow(missing_docs, clippy::unwrap_used, reason = "tests may panic")]
 
 use std::collections::BTreeMap;
 use std::future::Future;

@@ -215,7 +215,7 @@ fn memory_bytes() -> u64 {
 
 /// Free bytes for this user at `path`, or at the nearest folder above that exists.
 fn free_disk(path: &Path) -> Result<u64, FactsError> {
-    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or(Path::new("/"));
+    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or_else(|| Path::new("/"));
     let found = rustix::fs::statvfs(existing)
         .map_err(|error| FactsError::Disk { path: existing.display().to_string(), source: error.into() })?;
     Ok(found.f_bavail.saturating_mul(found.f_frsize))

@@ -236,6 +236,34 @@ mod tests {
         assert!(ended(id).await);
     }
 
+    /// Runs itself again as an agent of its own, which is then killed without a chance to clean up.
+    #[tokio::test]
+    async fn a_child_dies_with_its_agent() {
+        const AS_AGENT: &str = "NIXTAIL_TEST_AS_AGENT";
+        if std::env::var_os(AS_AGENT).is_some() {
+            let child = GroupChild::start(&shell("exec sleep 1000")).await.unwrap();
+            println!("child {}", child.process_id());
+            return std::future::pending().await;
+        }
+        let mut agent = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "nix::spawn::tests::a_child_dies_with_its_agent", "--nocapture"])
+            .env(AS_AGENT, "1")
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let mut lines = tokio::io::AsyncBufReadExt::lines(tokio::io::BufReader::new(agent.stdout.take().unwrap()));
+        let id = loop {
+            let line = lines.next_line().await.unwrap().unwrap();
+            if let Some((_, id)) = line.split_once("child ") {
+                break id.trim().parse().unwrap();
+            }
+        };
+        assert!(std::fs::exists(format!("/proc/{id}")).unwrap());
+        agent.kill().await.unwrap();
+        assert!(ended(id).await);
+    }
+
     #[tokio::test]
     async fn a_relative_or_missing_program_is_an_error() {
         let none: [&str; 0] = [];

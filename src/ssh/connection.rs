@@ -233,7 +233,7 @@ impl Connection {
                     Ok(acceptance) => expires = acceptance.expires,
                 }
             }
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = duration => ConnectionEnd::DurationOver,
