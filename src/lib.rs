@@ -1,6 +1,8 @@
 //! A process on a Tailscale network without `tailscaled`, root or a TUN device.
 
+pub mod auth;
 pub mod bench;
+pub mod control;
 pub mod coordinator;
 pub mod local;
 pub mod net;

@@ -3,3 +3,4 @@
 pub(crate) mod interfaces;
 pub(crate) mod pipe;
 pub(crate) mod socket;
+pub(crate) mod tls;

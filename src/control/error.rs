@@ -1,0 +1,101 @@
+//! What can go wrong with control, by whose fault.
+
+use std::io;
+use std::time::Duration;
+
+use nixtail_proto::control::{AnswerError, FrameError, MapError, printable};
+use nixtail_proto::noise::NoiseError;
+
+/// What went wrong with control. Each says what failed, why, and what to do next; texts from control are bounded and
+/// hold no control characters.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ControlError {
+    /// What was named as the login server is no URL of one.
+    #[error("\"{url}\" is no login server: {why}; --login-server takes http(s)://HOST[:PORT]")]
+    Url {
+        /// What was named.
+        url: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The network between us and control, or nobody there.
+    #[error("control at {server} can't be reached: {what}: {source}; check the network, the URL and any firewall")]
+    Network {
+        /// Which server.
+        server: String,
+        /// What was being done.
+        what: &'static str,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// Nothing came in time.
+    #[error("control at {server} didn't answer within {} s: {what}; check the network, then control's own state", .after.as_secs())]
+    Timeout {
+        /// Which server.
+        server: String,
+        /// What was being done.
+        what: &'static str,
+        /// How long it was waited for.
+        after: Duration,
+    },
+    /// What answers isn't a control server, or a broken one.
+    #[error("{server} doesn't answer like a control server: {why}; check that the URL is the one of the login server")]
+    Protocol {
+        /// Which server.
+        server: String,
+        /// What was wrong.
+        why: String,
+    },
+    /// The encrypted connection can't be made or broke.
+    #[error("the encrypted connection to control failed: {0}; if it goes on, something between changes the traffic")]
+    Noise(#[from] NoiseError),
+    /// The connection to control ended.
+    #[error("the connection to control ended: {0}")]
+    Http2(#[from] h2::Error),
+    /// Control answered with something else than success.
+    #[error(transparent)]
+    Answer(#[from] AnswerError),
+    /// Control sent a netmap that makes no sense.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Control's stream of netmaps is out of step.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// Control won't have this node: nothing changes by trying again.
+    #[error("control refused this node: {reason}; make a new auth key (and see that it may have the tags asked for)")]
+    Refused {
+        /// In control's words.
+        reason: String,
+    },
+    /// There is no auth key, or control wants a person nonetheless.
+    #[error(
+        "control wants a person to log in at {url}; pass an auth key (--auth-key file:PATH or TS_AUTHKEY) to join without one"
+    )]
+    NeedsLogin {
+        /// Control's login page.
+        url: String,
+    },
+    /// The node key that was given has ended.
+    #[error("this node's key has ended; start again without the old state, so that a new one is made")]
+    NodeKeyExpired,
+}
+
+impl ControlError {
+    /// Whether it is a refusal, which trying again doesn't change.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Refused { .. } | Self::NeedsLogin { .. } | Self::NodeKeyExpired)
+            || matches!(self, Self::Answer(AnswerError::Refused { .. }))
+    }
+
+    /// Whether the user's own words are at fault.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Url { .. })
+    }
+
+    pub(super) fn protocol(server: &str, why: impl std::fmt::Display) -> Self {
+        Self::Protocol { server: server.to_owned(), why: printable(why.to_string().as_bytes()) }
+    }
+}

@@ -1,0 +1,109 @@
+//! Connecting, registering and logging out.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use nixtail_proto::control::{RegisterOutcome, printable, register_outcome};
+use nixtail_proto::key::MachinePublic;
+use nixtail_proto::tailcfg::{CAPABILITY_VERSION, RegisterAuth, RegisterRequest, RegisterResponse, Timestamp};
+
+use super::client::Client;
+use super::description::Description;
+use super::dial::dial;
+use super::server::Server;
+use super::{ControlConfig, ControlError};
+use crate::auth::Credential;
+
+/// How long control may take to decide on a registration. Headscale takes seconds on a loaded machine.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+/// An end of the key that lies in the past: a logout. Go sends the same second.
+const LOGGED_OUT: Timestamp = Timestamp::from_unix(123);
+
+/// How to get to control: what stays the same over all connections.
+pub(super) struct Login {
+    pub(super) config: ControlConfig,
+    server: Arc<Server>,
+    /// Control's key, once it is known. Forgotten when a connection fails: it may have changed.
+    key: Option<MachinePublic>,
+}
+
+impl Login {
+    pub(super) fn new(config: ControlConfig) -> Result<Self, ControlError> {
+        let server = Arc::new(Server::parse(&config.url)?);
+        Ok(Self { config, server, key: None })
+    }
+
+    /// Opens a connection.
+    pub(super) async fn connect(&mut self) -> Result<Client, ControlError> {
+        let key = match self.key.take() {
+            Some(key) => key,
+            None => self.server.fetch_key().await?,
+        };
+        let stream = dial(&self.server, &self.config.machine_key, &key).await?;
+        let client = Client::begin(stream, Arc::clone(&self.server), self.config.node_key).await?;
+        self.key = Some(key);
+        Ok(client)
+    }
+
+    /// Registers our node key, with the credential that there is.
+    pub(super) async fn register(&self, client: &Client, description: &Description) -> Result<(), ControlError> {
+        let auth = self.config.auth.as_ref().map(|Credential::AuthKey(key)| RegisterAuth { auth_key: key.clone() });
+        let request = RegisterRequest {
+            auth,
+            hostinfo: description.hostinfo.clone(),
+            ephemeral: self.config.ephemeral,
+            ..self.request()
+        };
+        match self.post(client, &request, REGISTER_TIMEOUT).await? {
+            RegisterOutcome::Registered { machine_authorized, .. } => {
+                if !machine_authorized {
+                    tracing::info!("control let this node in; its netmap says whether an admin must approve it yet");
+                }
+                Ok(())
+            }
+            RegisterOutcome::Refused { reason } => Err(ControlError::Refused { reason: self.redact(reason) }),
+            RegisterOutcome::NeedsLogin { url } => Err(ControlError::NeedsLogin { url }),
+            RegisterOutcome::NodeKeyExpired => Err(ControlError::NodeKeyExpired),
+        }
+    }
+
+    /// Ends our node key: control forgets an ephemeral node at once.
+    pub(super) async fn log_out(&self, client: &Client, deadline: Duration) -> Result<(), ControlError> {
+        let request = RegisterRequest {
+            expiry: Some(LOGGED_OUT),
+            // testcontrol wants one.
+            hostinfo: Description::new(&self.config).hostinfo,
+            ephemeral: self.config.ephemeral,
+            ..self.request()
+        };
+        match self.post(client, &request, deadline).await? {
+            RegisterOutcome::Refused { reason } => Err(ControlError::Refused { reason: self.redact(reason) }),
+            // Above all `NodeKeyExpired`: headscale says so of the key that has just ended.
+            _ => Ok(()),
+        }
+    }
+
+    fn request(&self) -> RegisterRequest {
+        RegisterRequest { version: CAPABILITY_VERSION, node_key: self.config.node_key, ..RegisterRequest::default() }
+    }
+
+    async fn post(
+        &self,
+        client: &Client,
+        request: &RegisterRequest,
+        deadline: Duration,
+    ) -> Result<RegisterOutcome, ControlError> {
+        let answer = client.post("/machine/register", request, "registration", deadline).await?;
+        let response: RegisterResponse = serde_json::from_slice(&answer)
+            .map_err(|error| ControlError::protocol(&self.server.authority(), format!("its answer: {error}")))?;
+        Ok(register_outcome(response))
+    }
+
+    /// Control may quote the key that it refuses.
+    fn redact(&self, text: String) -> String {
+        match &self.config.auth {
+            Some(Credential::AuthKey(key)) => printable(text.replace(key.expose(), "(the auth key)").as_bytes()),
+            None => text,
+        }
+    }
+}

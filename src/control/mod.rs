@@ -1,0 +1,271 @@
+//! The connection to control: joining, the netmap as it changes, telling what changes of us, leaving.
+//!
+//! [`Control::login`] returns once control has let the node in. From then on one task keeps a map stream, dialled anew
+//! with a growing wait whenever it breaks, and brings updates to control. The netmap stays what it was while there is
+//! no stream.
+
+mod client;
+mod description;
+mod dial;
+mod error;
+mod login;
+mod map;
+mod server;
+mod stream;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use nixtail_proto::control::{AnswerError, Backoff, MapSession};
+use nixtail_proto::key::{DiscoPublic, MachinePrivate, NodePublic};
+use nixtail_proto::netmap::Netmap;
+use rand::rngs::StdRng;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Credential;
+use client::Client;
+use description::Description;
+pub use description::Update;
+pub use error::ControlError;
+use login::Login;
+
+/// A map stream that lasted so long was a good one: the next failure is waited for shortly again.
+const GOOD_STREAM: Duration = Duration::from_secs(60);
+
+/// What a node needs to join.
+#[derive(Debug, Clone)]
+pub struct ControlConfig {
+    /// The login server: `http(s)://HOST[:PORT]`.
+    pub url: String,
+    /// What entitles us to join. `None` only works for a node that control knows already.
+    pub auth: Option<Credential>,
+    /// The host name to ask for. What control makes of it is in the netmap.
+    pub hostname: String,
+    /// The tags to ask for, as `tag:NAME`. The key must be entitled to them.
+    pub tags: Vec<String>,
+    /// Ask to be forgotten when offline, whatever the key says.
+    pub ephemeral: bool,
+    /// Who this machine is to control.
+    pub machine_key: MachinePrivate,
+    /// Who this node is to everybody.
+    pub node_key: NodePublic,
+    /// Who it is to path discovery.
+    pub disco_key: DiscoPublic,
+    /// SSH host keys, as lines of an authorized_keys file. Not empty means that SSH is served.
+    pub ssh_host_keys: Vec<String>,
+    /// How long [`Control::login`] tries.
+    pub deadline: Duration,
+}
+
+/// How things stand with control.
+#[derive(Debug, Clone, Default)]
+pub struct ControlStatus {
+    /// Since when there has been a map stream that brings netmaps. `None`: there is none at the moment.
+    pub connected_since: Option<SystemTime>,
+    /// What went wrong last. Stays when it is over; fit to be shown.
+    pub last_error: Option<String>,
+    /// Control has refused this node for good, in these words: nothing is tried any more.
+    pub refused: Option<String>,
+}
+
+/// A node's connection to control. Dropping it ends it without a logout.
+pub struct Control {
+    description: watch::Sender<Description>,
+    netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    status: watch::Receiver<ControlStatus>,
+    cancel: CancellationToken,
+    task: Option<JoinHandle<(Login, Option<Client>)>>,
+}
+
+impl Control {
+    /// Registers with control, trying again until the configured deadline as long as the network or control's state
+    /// are at fault.
+    ///
+    /// # Errors
+    /// A refusal at once; anything else at the deadline.
+    pub async fn login(config: ControlConfig) -> Result<Self, ControlError> {
+        let deadline = tokio::time::Instant::now() + config.deadline;
+        let description = Description::new(&config);
+        let mut login = Login::new(config)?;
+        let mut backoff = Backoff::default();
+        let client = loop {
+            let error = match timeout_at(deadline, connect_and_register(&mut login, &description)).await {
+                Ok(Ok(client)) => break client,
+                Ok(Err(error)) => error,
+                Err(_) => {
+                    let (server, after) = (login.config.url.clone(), login.config.deadline);
+                    return Err(ControlError::Timeout { server, what: "logging in", after });
+                }
+            };
+            let wait = wait_after(&error, &mut backoff);
+            if error.is_refusal() || error.is_configuration() || tokio::time::Instant::now() + wait >= deadline {
+                return Err(error);
+            }
+            tracing::info!(%error, "trying again to log in");
+            sleep(wait).await;
+        };
+
+        let (description, description_receiver) = watch::channel(description);
+        let (netmap_sender, netmap) = watch::channel(None);
+        let (status_sender, status) = watch::channel(ControlStatus::default());
+        let cancel = CancellationToken::new();
+        let keeper = Keeper {
+            login,
+            client: Some(client),
+            is_registered: true,
+            description: description_receiver,
+            session: MapSession::default(),
+            netmap: netmap_sender,
+            status: status_sender,
+        };
+        let task = tokio::spawn(keeper.run(cancel.clone()));
+        Ok(Self { description, netmap, status, cancel, task: Some(task) })
+    }
+
+    /// The netmap, from the first one on. Ends when control has refused us for good.
+    #[must_use]
+    pub fn netmap(&self) -> watch::Receiver<Option<Arc<Netmap>>> {
+        self.netmap.clone()
+    }
+
+    /// How things stand.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<ControlStatus> {
+        self.status.clone()
+    }
+
+    /// Tells control what changed of us: soon, and only the newest of several.
+    pub fn update(&self, update: Update) {
+        self.description.send_if_modified(|description| {
+            let before = description.clone();
+            description.update(update);
+            *description != before
+        });
+    }
+
+    /// Logs out: control forgets an ephemeral node at once. Ends the task in any case.
+    ///
+    /// # Errors
+    /// When control couldn't be told within `deadline`.
+    pub async fn logout(mut self, deadline: Duration) -> Result<(), ControlError> {
+        let until = Instant::now() + deadline;
+        self.cancel.cancel();
+        let Some(task) = self.task.take() else { return Ok(()) };
+        let Ok((mut login, client)) = task.await else {
+            return Err(ControlError::protocol("nixtail", "its own control task failed"));
+        };
+        let left = || until.saturating_duration_since(Instant::now());
+        if let Some(client) = client {
+            match login.log_out(&client, left()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => tracing::debug!(%error, "logging out on the old connection failed: dialling anew"),
+            }
+        }
+        let server = login.config.url.clone();
+        let anew = async {
+            let client = login.connect().await?;
+            login.log_out(&client, deadline).await
+        };
+        let timeout = |_| Err(ControlError::Timeout { server, what: "logging out", after: deadline });
+        tokio::time::timeout(left(), anew).await.unwrap_or_else(timeout)
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+    }
+}
+
+/// The task that keeps the map stream.
+struct Keeper {
+    login: Login,
+    client: Option<Client>,
+    is_registered: bool,
+    description: watch::Receiver<Description>,
+    session: MapSession,
+    netmap: watch::Sender<Option<Arc<Netmap>>>,
+    status: watch::Sender<ControlStatus>,
+}
+
+impl Keeper {
+    /// Runs until cancelled, or refused for good. Gives back what a logout needs.
+    async fn run(mut self, cancel: CancellationToken) -> (Login, Option<Client>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let begun = Instant::now();
+            let error = tokio::select! {
+                () = cancel.cancelled() => break,
+                result = self.serve() => match result { Err(error) => error },
+            };
+            self.session.handle_stream_closed();
+            if begun.elapsed() >= GOOD_STREAM {
+                backoff.reset();
+            }
+            let is_refusal = error.is_refusal();
+            self.is_registered &= !matches!(error, ControlError::Answer(AnswerError::NotRegistered));
+            self.client = None;
+            let text = error.to_string();
+            tracing::info!(error = text, "the map stream ended");
+            self.status.send_modify(|status| {
+                status.connected_since = None;
+                status.refused = is_refusal.then(|| text.clone());
+                status.last_error = Some(text);
+            });
+            if is_refusal {
+                break;
+            }
+            tokio::select! {
+                () = cancel.cancelled() => break,
+                () = sleep(wait_after(&error, &mut backoff)) => {}
+            }
+        }
+        (self.login, self.client)
+    }
+
+    /// Has a connection, a registration and a map stream, until one of them breaks.
+    async fn serve(&mut self) -> Result<Infallible, ControlError> {
+        let description = self.description.borrow().clone();
+        let client = match &self.client {
+            Some(client) => client.clone(),
+            None => self.login.connect().await?,
+        };
+        self.client = Some(client.clone());
+        if !self.is_registered {
+            self.login.register(&client, &description).await?;
+            self.is_registered = true;
+        }
+        let status = &self.status;
+        let on_message = || {
+            status.send_if_modified(|status| {
+                let is_new = status.connected_since.is_none();
+                status.connected_since.get_or_insert_with(SystemTime::now);
+                is_new
+            });
+        };
+        let config = &self.login.config;
+        tokio::select! {
+            result = map::follow(&client, config, &description, &mut self.session, &self.netmap, on_message) => result,
+            result = map::tell(&client, config, self.description.clone()) => result,
+        }
+    }
+}
+
+async fn connect_and_register(login: &mut Login, description: &Description) -> Result<Client, ControlError> {
+    let client = login.connect().await?;
+    login.register(&client, description).await?;
+    Ok(client)
+}
+
+/// How long to wait after an error: what control says, else longer and longer.
+fn wait_after(error: &ControlError, backoff: &mut Backoff) -> Duration {
+    let wait = backoff.next(&mut rand::make_rng::<StdRng>());
+    match error {
+        ControlError::Answer(AnswerError::Later(told)) => *told,
+        _ => wait,
+    }
+}
