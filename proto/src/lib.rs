@@ -18,6 +18,7 @@ pub mod key;
 mod nacl;
 pub mod netcheck;
 pub mod nix_command;
+pub mod node;
 pub mod names;
 pub mod netmap;
 pub mod noise;

@@ -353,6 +353,11 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         [timer, self.time_waits.next_end()].into_iter().flatten().min()
     }
 
+    /// Whom a connection is with, and our end of it. `None` if there is no such connection (any more).
+    pub fn ends(&self, id: ConnectionId) -> Option<(P, SocketAddr)> {
+        self.connections.get(&id).map(|connection| (connection.flow.peer, connection.flow.local))
+    }
+
     /// How many connections there are, in whatever state.
     pub fn connection_count(&self) -> usize {
         self.connections.len()

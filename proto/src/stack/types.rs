@@ -50,6 +50,9 @@ pub enum ListenError {
 /// Why no attempt to connect was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum ConnectError {
+    /// The remote address belongs to no usable peer.
+    #[error("no peer in the network map has this address")]
+    NoPeer,
     /// We have no address of the remote's family, or not the one that was asked for.
     #[error("this node has no address to connect from")]
     NoAddress,

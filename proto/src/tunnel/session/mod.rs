@@ -367,6 +367,11 @@ impl Session {
         sealed
     }
 
+    /// Whether something is to be sent as soon as there is a path.
+    pub fn wants_path(&self) -> bool {
+        self.attempt.is_some() || self.has_waiting()
+    }
+
     /// The length of the oldest waiting packet.
     pub fn next_waiting_len(&self) -> Option<usize> {
         self.waiting.front().map(Vec::len)

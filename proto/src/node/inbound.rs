@@ -1,0 +1,264 @@
+//! From a datagram to the peer it came from, and from there through the filter into the stack.
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+use super::{Destination, Node, PeerId};
+use crate::disco;
+use crate::filter::{self, DropReason, Filter, Verdict};
+use crate::key::NodePublic;
+use crate::packet::Packet;
+use crate::stun;
+use crate::tailcfg::{self, RegionId};
+use crate::tunnel::handshake::{Admission, COOKIE_ROOM, Source};
+use crate::tunnel::paths::Via;
+use crate::tunnel::session::{HANDSHAKE_ROOM, SessionError};
+
+/// Types of WireGuard messages: the first four bytes, little-endian.
+const INITIATION: u32 = 1;
+const RESPONSE: u32 = 2;
+const COOKIE_REPLY: u32 = 3;
+const DATA: u32 = 4;
+
+/// The peer that a relay says a packet is from; `None` for one that came by UDP.
+type Claimed = Option<(PeerId, NodePublic)>;
+
+impl Node {
+    /// Takes datagrams that came from one address, back to back, each `segment_size` long but the last (a GRO buffer).
+    pub fn handle_datagrams(&mut self, now: Instant, from: SocketAddr, data: &mut [u8], segment_size: usize) {
+        self.now = now;
+        if !self.direct {
+            return;
+        }
+        let from = SocketAddr::new(from.ip().to_canonical(), from.port());
+        for datagram in data.chunks(segment_size.max(1)) {
+            if stun::is_stun(datagram) {
+                self.netcheck.handle_response(now, from, datagram, &mut self.rng);
+            } else if disco::is_disco(datagram) {
+                self.handle_disco(now, Via::Udp(from), None, datagram);
+            } else {
+                self.handle_wireguard(now, Via::Udp(from), None, datagram);
+            }
+        }
+        self.flush_incoming(now);
+    }
+
+    /// Takes a packet that the relay of `region` says is from `from`.
+    pub fn handle_derp_packet(&mut self, now: Instant, region: RegionId, from: NodePublic, packet: &mut [u8]) {
+        self.now = now;
+        let Some(id) = self.peers.by_key(&from).filter(|_| self.derp) else {
+            self.drops.refused += 1;
+            return;
+        };
+        self.relay.handle_heard(now, region, from);
+        if disco::is_disco(packet) {
+            self.handle_disco(now, Via::Derp(region), Some(id), packet);
+        } else {
+            self.handle_wireguard(now, Via::Derp(region), Some((id, from)), packet);
+        }
+        self.flush_incoming(now);
+    }
+
+    fn handle_wireguard(&mut self, now: Instant, via: Via, claimed: Claimed, packet: &[u8]) {
+        let word = |offset: usize| packet.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
+        let handled = match word(0) {
+            Some(DATA) => self.handle_data(now, claimed, word(4), packet),
+            Some(INITIATION) => self.handle_initiation(now, via, claimed, packet),
+            Some(RESPONSE) => self.handle_answer(now, via, claimed, word(8), packet),
+            Some(COOKIE_REPLY) => self.handle_answer(now, via, claimed, word(4), packet),
+            _ => Err(SessionError::Malformed),
+        };
+        match handled {
+            Ok(()) => {}
+            Err(SessionError::Overloaded) => self.drops.handshakes += 1,
+            Err(error) => {
+                self.drops.refused += 1;
+                tracing::trace!(%error, ?via, "a packet is refused");
+            }
+        }
+    }
+
+    fn handle_data(
+        &mut self,
+        now: Instant,
+        claimed: Claimed,
+        receiver: Option<u32>,
+        packet: &[u8],
+    ) -> Result<(), SessionError> {
+        let id = self.by_receiver(claimed, receiver)?;
+        let peer = self.peers.get_mut(id).ok_or(SessionError::NoKeys)?;
+        let tunnel = peer.tunnel.as_mut().ok_or(SessionError::NoKeys)?;
+        let filter = if is_jailed(&peer.node) { &mut self.jail } else { &mut self.filter };
+        let (drops, mut rejection, mut result) = (&mut self.drops, None, Ok(()));
+        self.incoming.push_up_to(id, packet.len(), |out| {
+            let length = match tunnel.session.open(now, packet, out) {
+                Ok(length) => length,
+                Err(error) => {
+                    result = Err(error);
+                    return None;
+                }
+            };
+            tunnel.bytes_received += packet.len() as u64;
+            tunnel.last_heard = Some(now);
+            let content = out.get(..length?)?;
+            match admit(content, &peer.addresses, &peer.node, filter) {
+                Admitted::Yes => length,
+                Admitted::Spoofed => {
+                    drops.spoofed += 1;
+                    None
+                }
+                Admitted::Filtered(reason) => {
+                    drops.filtered += 1;
+                    if reason == DropReason::NoRule {
+                        rejection = filter::rejection(content);
+                    }
+                    None
+                }
+            }
+        });
+        // Forgeries move no timer.
+        result?;
+        self.schedule.wake(id);
+        if let Some(rejection) = rejection {
+            self.stack.send_packet(id, rejection);
+        }
+        Ok(())
+    }
+
+    fn by_receiver(&self, claimed: Claimed, receiver: Option<u32>) -> Result<PeerId, SessionError> {
+        let id = receiver.and_then(|receiver| self.peers.by_index(receiver)).ok_or(SessionError::NoKeys)?;
+        if claimed.is_some_and(|(claimed, _)| claimed != id) {
+            return Err(SessionError::Forged);
+        }
+        Ok(id)
+    }
+
+    fn handle_initiation(
+        &mut self,
+        now: Instant,
+        via: Via,
+        claimed: Claimed,
+        packet: &[u8],
+    ) -> Result<(), SessionError> {
+        let source = match (via, claimed) {
+            (_, Some((_, key))) => Source::Derp(key),
+            (Via::Udp(address), None) => Source::Udp(address.ip()),
+            (Via::Derp(_), None) => return Err(SessionError::Unexpected),
+        };
+        let mut reply = [0; COOKIE_ROOM];
+        let key = match self.gate.admit(now, &self.identity, source, packet, &mut reply)? {
+            Admission::From(key) => key,
+            Admission::Challenge(length) => {
+                self.drops.handshakes += 1;
+                let destination = match (via, source) {
+                    (Via::Udp(address), _) => Destination::Udp(address),
+                    (Via::Derp(region), Source::Derp(peer)) => Destination::Derp { region, peer },
+                    (Via::Derp(_), Source::Udp(_)) => return Err(SessionError::Unexpected),
+                };
+                self.push_small(destination, reply.get(..length).unwrap_or_default().to_vec());
+                return Ok(());
+            }
+        };
+        if matches!(source, Source::Derp(claimed) if claimed != key) {
+            return Err(SessionError::Forged);
+        }
+        let id = self.peers.by_key(&key).ok_or(SessionError::NoKeys)?;
+        self.handle_handshake(now, via, id, source.address(), packet)
+    }
+
+    /// A response or cookie reply.
+    fn handle_answer(
+        &mut self,
+        now: Instant,
+        via: Via,
+        claimed: Claimed,
+        receiver: Option<u32>,
+        packet: &[u8],
+    ) -> Result<(), SessionError> {
+        let id = self.by_receiver(claimed, receiver)?;
+        let source = match (via, claimed) {
+            (_, Some((_, key))) => Source::Derp(key),
+            (Via::Udp(address), None) => Source::Udp(address.ip()),
+            (Via::Derp(_), None) => return Err(SessionError::Unexpected),
+        };
+        self.handle_handshake(now, via, id, source.address(), packet)
+    }
+
+    fn handle_handshake(
+        &mut self,
+        now: Instant,
+        via: Via,
+        id: PeerId,
+        source: IpAddr,
+        packet: &[u8],
+    ) -> Result<(), SessionError> {
+        let made = self.peers.with_tunnel(id, &self.identity, self.direct, &mut self.rng);
+        let (node, tunnel) = made.ok_or(SessionError::NoKeys)?;
+        let mut out = [0; HANDSHAKE_ROOM];
+        let length = tunnel.session.handle_handshake(now, Some(source), packet, &mut out)?;
+        tunnel.bytes_received += packet.len() as u64;
+        tunnel.last_heard = Some(now);
+        let key = node.key;
+        self.schedule.wake(id);
+        let Some(answer) = out.get(..length).filter(|answer| !answer.is_empty()) else {
+            return Ok(());
+        };
+        self.refresh_region(now, id, true);
+        let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) else {
+            return Err(SessionError::NoKeys);
+        };
+        tunnel.bytes_sent += answer.len() as u64;
+        tunnel.paths.handle_sent(now, &mut self.rng);
+        let mut route = tunnel.route(now);
+        if !route.exists() {
+            // The path that brought the question is the best guess for the answer.
+            match via {
+                Via::Udp(address) => route.udp = Some(address),
+                Via::Derp(region) => route.derp = Some(region),
+            }
+        }
+        if let Some(address) = route.udp {
+            self.push_small(Destination::Udp(address), answer.to_vec());
+        }
+        if let Some(region) = route.derp {
+            self.push_small(Destination::Derp { region, peer: key }, answer.to_vec());
+        }
+        self.note_activity(now);
+        Ok(())
+    }
+
+    fn flush_incoming(&mut self, now: Instant) {
+        if !self.incoming.is_empty() {
+            self.stack.handle_packets(now, &self.incoming);
+            self.incoming.clear();
+        }
+    }
+}
+
+enum Admitted {
+    Yes,
+    Spoofed,
+    Filtered(DropReason),
+}
+
+/// Whether a packet out of a peer's session may go to the stack: its source must be one of the peer's own addresses, and
+/// the filter must allow it.
+fn admit(content: &[u8], addresses: &[IpAddr], node: &tailcfg::Node, filter: &mut Filter) -> Admitted {
+    let packet = match Packet::parse(content) {
+        Ok(packet) => packet,
+        Err(error) => return Admitted::Filtered(DropReason::Malformed(error)),
+    };
+    if !addresses.contains(&packet.source) {
+        return Admitted::Spoofed;
+    }
+    match filter.check(&packet, |capability| node.cap_map.contains_key(capability)) {
+        Verdict::Accept => Admitted::Yes,
+        Verdict::Drop(reason) => Admitted::Filtered(reason),
+    }
+}
+
+/// Whether a peer may answer us and open nothing. One whose key isn't signed may reach the PeerAPI only, which we don't
+/// have.
+fn is_jailed(node: &tailcfg::Node) -> bool {
+    node.is_jailed || node.unsigned_peer_api_only
+}
