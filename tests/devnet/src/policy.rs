@@ -88,7 +88,7 @@ pub struct SshRule {
 
 /// A node as the policy sees it.
 #[derive(Debug, Clone, Copy)]
-pub struct Subject<'a> {
+pub(crate) struct Subject<'a> {
     /// Its tags.
     pub tags: &'a [String],
     /// Its own addresses.

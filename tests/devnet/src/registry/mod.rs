@@ -38,6 +38,7 @@ const TAGGED_DEVICES: i64 = 2;
 pub(crate) struct Registry {
     nodes: BTreeMap<NodeId, Entry>,
     last_id: NodeId,
+    last_stream: u64,
     ephemeral_grace: Duration,
 }
 
@@ -48,8 +49,8 @@ pub(crate) struct Entry {
     node: Node,
     wanted_hostname: String,
     ephemeral: bool,
-    /// Its open map streams: more than one for a moment when a new one replaces the old.
-    streams: u32,
+    /// The serial number of its newest map stream; the older ones are ending.
+    stream: Option<u64>,
     /// Since when it has no map stream, from its registration on.
     offline_since: Option<Instant>,
     last_seen: Timestamp,
@@ -65,7 +66,7 @@ pub(crate) struct Registered {
 
 impl Registry {
     pub(crate) fn new(ephemeral_grace: Duration) -> Self {
-        Self { nodes: BTreeMap::new(), last_id: 0, ephemeral_grace }
+        Self { nodes: BTreeMap::new(), last_id: 0, last_stream: 0, ephemeral_grace }
     }
 
     /// Lets a node in, gives it another key, or logs it out.
@@ -126,20 +127,24 @@ impl Registry {
         changed
     }
 
-    /// A node opened a map stream. Whether any netmap changed.
-    pub(crate) fn handle_stream_opened(&mut self, id: NodeId) -> bool {
-        let Some(entry) = self.nodes.get_mut(&id) else { return false };
-        entry.streams += 1;
-        entry.offline_since.take().is_some()
+    /// A node opened a map stream, which takes the place of an earlier one. Its serial number; 0 if there is no such node.
+    pub(crate) fn handle_stream_opened(&mut self, id: NodeId) -> u64 {
+        let Some(entry) = self.nodes.get_mut(&id) else { return 0 };
+        self.last_stream += 1;
+        entry.stream = Some(self.last_stream);
+        entry.offline_since = None;
+        self.last_stream
     }
 
-    /// A node's map stream ended. Whether any netmap changed.
-    pub(crate) fn handle_stream_closed(&mut self, now: Instant, time: Timestamp, id: NodeId) -> bool {
-        let Some(entry) = self.nodes.get_mut(&id) else { return false };
-        entry.streams = entry.streams.saturating_sub(1);
-        if entry.streams > 0 {
-            return false;
-        }
+    /// Whether a map stream is still the node's newest.
+    pub(crate) fn is_newest_stream(&self, id: NodeId, stream: u64) -> bool {
+        self.nodes.get(&id).is_some_and(|entry| entry.stream == Some(stream))
+    }
+
+    /// A map stream ended. Whether any netmap changed.
+    pub(crate) fn handle_stream_closed(&mut self, now: Instant, time: Timestamp, id: NodeId, stream: u64) -> bool {
+        let Some(entry) = self.nodes.get_mut(&id).filter(|entry| entry.stream == Some(stream)) else { return false };
+        entry.stream = None;
         entry.offline_since = Some(now);
         entry.last_seen = time;
         true
@@ -176,9 +181,9 @@ impl Registry {
 
     /// What the policy wants to know of all nodes.
     pub(crate) fn subjects(&self) -> impl Iterator<Item = (NodeId, Subject<'_>)> {
-        self.nodes.values().map(|entry| {
-            (entry.node.id, Subject { tags: &entry.node.tags, addresses: &entry.node.addresses })
-        })
+        self.nodes
+            .values()
+            .map(|entry| (entry.node.id, Subject { tags: &entry.node.tags, addresses: &entry.node.addresses }))
     }
 
     fn vanishes_at(&self, entry: &Entry) -> Option<Instant> {
@@ -296,7 +301,7 @@ impl Registry {
             node,
             wanted_hostname,
             ephemeral: entitlement.ephemeral || request.ephemeral,
-            streams: 0,
+            stream: None,
             offline_since: Some(now),
             last_seen: time,
         };
@@ -307,9 +312,8 @@ impl Registry {
     /// `wanted` as a full DNS name, with `-1`, `-2`, … where another node has it.
     fn free_name(&self, wanted: &str, own: Option<NodeId>) -> String {
         let full = |label: &str| format!("{label}.{TAILNET_DOMAIN}.");
-        let taken = |name: &String| {
-            self.nodes.values().any(|entry| entry.node.name == *name && Some(entry.node.id) != own)
-        };
+        let taken =
+            |name: &String| self.nodes.values().any(|entry| entry.node.name == *name && Some(entry.node.id) != own);
         let first = full(wanted);
         if !taken(&first) {
             return first;
@@ -321,7 +325,7 @@ impl Registry {
 
 impl Entry {
     fn current(&self) -> Node {
-        let online = self.streams > 0 && !self.node.expired;
+        let online = self.stream.is_some() && !self.node.expired;
         let last_seen = (!online).then_some(self.last_seen);
         Node { online: Some(online), last_seen, ..self.node.clone() }
     }

@@ -130,11 +130,12 @@ fn ephemeral_nodes_vanish_when_their_stream_has_been_gone_too_long() {
     setup.register(1, &request(1, Some(&key), "a"));
     let (id, start) = (setup.only().id, setup.now);
     assert_eq!(setup.registry.poll_timeout(), Some(start + GRACE));
-    assert!(setup.registry.handle_stream_opened(id));
-    assert!(!setup.registry.handle_stream_opened(id), "a second stream beside the first");
+    let (old, new) = (setup.registry.handle_stream_opened(id), setup.registry.handle_stream_opened(id));
+    assert!(setup.registry.is_newest_stream(id, new) && !setup.registry.is_newest_stream(id, old));
     assert!(!setup.registry.handle_timeout(start + GRACE));
-    assert!(!setup.registry.handle_stream_closed(start + GRACE, TIME, id));
-    assert!(setup.registry.handle_stream_closed(start + GRACE, TIME, id));
+    assert!(!setup.registry.handle_stream_closed(start + GRACE, TIME, id, old), "replaced by the new one");
+    assert_eq!(setup.only().online, Some(true));
+    assert!(setup.registry.handle_stream_closed(start + GRACE, TIME, id, new));
     assert_eq!(setup.registry.poll_timeout(), Some(start + GRACE + GRACE));
     assert!(setup.registry.handle_timeout(start + GRACE + GRACE));
     assert_eq!(setup.registry.nodes().count(), 0);

@@ -1,0 +1,147 @@
+//! The calls inside ts2021: `/machine/register` and `/machine/map`, over HTTP/2.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use h2::server::SendResponse;
+use h2::{RecvStream, SendStream};
+use http::{Method, Request, Response, StatusCode};
+use nixtail_proto::tailcfg::{MapRequest, RegisterRequest};
+use serde::de::DeserializeOwned;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::map_stream;
+use super::ts2021::{Client, NoiseStream};
+use crate::error::ConnectionError;
+use crate::tailnet::Tailnet;
+
+/// The oldest capability version that is served, as in headscale 0.27.
+const MIN_VERSION: u16 = 90;
+/// The longest request body. A node's description is a few KiB.
+const MAX_BODY: usize = 1 << 20;
+/// Most calls at a time on one connection: a map stream, and updates beside it.
+const MAX_CALLS: u32 = 64;
+/// The longest header list.
+const MAX_HEADERS: u32 = 16 << 10;
+/// How long a request body may take, and each piece of an answer.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Serves the calls of one connection until the client leaves or `cut` is cancelled.
+pub(super) async fn serve(
+    stream: NoiseStream,
+    client: Client,
+    tailnet: &Arc<Tailnet>,
+    tasks: &TaskTracker,
+    cut: &CancellationToken,
+) -> Result<(), ConnectionError> {
+    let mut builder = h2::server::Builder::new();
+    builder.max_concurrent_streams(MAX_CALLS).max_header_list_size(MAX_HEADERS);
+    let mut connection = tokio::time::timeout(PATIENCE, builder.handshake::<_, Bytes>(stream)).await??;
+    while let Some(call) = connection.accept().await {
+        let (request, respond) = call?;
+        let (tailnet, cut) = (Arc::clone(tailnet), cut.clone());
+        tasks.spawn(async move {
+            let ended = tokio::select! {
+                () = cut.cancelled() => return,
+                ended = answer(request, respond, client, &tailnet) => ended,
+            };
+            if let Err(error) = ended {
+                tracing::debug!(machine = ?client.machine, %error, "devnet control: call ended");
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn answer(
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    client: Client,
+    tailnet: &Tailnet,
+) -> Result<(), ConnectionError> {
+    let (head, body) = request.into_parts();
+    let path = head.uri.path();
+    tracing::debug!(machine = ?client.machine, version = client.version, %path, "devnet control: call");
+    let body = tokio::time::timeout(PATIENCE, read(body)).await??;
+    let outcome = match (&head.method, path) {
+        (&Method::POST, "/machine/register") => register(&body, client, tailnet),
+        (&Method::POST, "/machine/map") => match decode::<MapRequest>(&body, |request| request.version) {
+            Ok(request) => return map_stream::answer(respond, &request, client.machine, tailnet).await,
+            Err(refusal) => Err(refusal),
+        },
+        _ => Err((StatusCode::NOT_FOUND, format!("a devnet doesn't serve {path}"))),
+    };
+    match outcome {
+        Ok(json) => {
+            let response = Response::builder().header("content-type", "application/json").body(()).unwrap_or_default();
+            send(&mut respond.send_response(response, false)?, json.into(), true).await
+        }
+        Err((status, text)) => refuse(&mut respond, status, text).await,
+    }
+}
+
+type Refusal = (StatusCode, String);
+
+fn register(body: &[u8], client: Client, tailnet: &Tailnet) -> Result<Vec<u8>, Refusal> {
+    let request = decode::<RegisterRequest>(body, |request| request.version)?;
+    let response = tailnet.register(client.machine, &request);
+    tracing::debug!(machine = ?client.machine, node = ?request.node_key, error = response.error, "devnet control: registered");
+    serde_json::to_vec(&response).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+}
+
+fn decode<T: DeserializeOwned>(body: &[u8], version: impl Fn(&T) -> u16) -> Result<T, Refusal> {
+    let request = serde_json::from_slice(body)
+        .map_err(|error| (StatusCode::BAD_REQUEST, format!("the request's JSON makes no sense: {error}")))?;
+    match version(&request) {
+        version if version < MIN_VERSION => Err((
+            StatusCode::BAD_REQUEST,
+            format!("unsupported client version: capability version {version}, at least {MIN_VERSION} is needed"),
+        )),
+        _ => Ok(request),
+    }
+}
+
+/// Answers with an error's status and its text.
+pub(super) async fn refuse(
+    respond: &mut SendResponse<Bytes>,
+    status: StatusCode,
+    text: String,
+) -> Result<(), ConnectionError> {
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    send(&mut respond.send_response(response, false)?, text.into(), true).await
+}
+
+async fn read(mut body: RecvStream) -> Result<BytesMut, ConnectionError> {
+    let mut all = BytesMut::new();
+    while let Some(piece) = body.data().await {
+        let piece = piece?;
+        if all.len() + piece.len() > MAX_BODY {
+            return Err(ConnectionError::Http("a request body that is too long"));
+        }
+        body.flow_control().release_capacity(piece.len())?;
+        all.extend_from_slice(&piece);
+    }
+    Ok(all)
+}
+
+/// Sends `data` as fast as the client's windows allow; one that opens none for [`PATIENCE`] is given up.
+pub(super) async fn send(stream: &mut SendStream<Bytes>, mut data: Bytes, end: bool) -> Result<(), ConnectionError> {
+    while !data.is_empty() {
+        stream.reserve_capacity(data.len());
+        let capacity = tokio::time::timeout(PATIENCE, std::future::poll_fn(|cx| stream.poll_capacity(cx))).await?;
+        let capacity = capacity.ok_or(ConnectionError::Closed)??;
+        let piece = data.split_to(capacity.min(data.len()));
+        let last = end && data.is_empty();
+        stream.send_data(piece, last)?;
+        if last {
+            return Ok(());
+        }
+    }
+    if end {
+        stream.send_data(Bytes::new(), true)?;
+    }
+    Ok(())
+}

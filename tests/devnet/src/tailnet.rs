@@ -1,0 +1,153 @@
+//! The state that control's connections share, behind one lock, and the bell that rings when it changed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nixtail_proto::key::{MachinePublic, NodePublic};
+use nixtail_proto::secret::Secret;
+use nixtail_proto::tailcfg::{DerpMap, MapRequest, Node, NodeId, RegisterRequest, RegisterResponse, Timestamp};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth_key::{AuthKeyOptions, AuthKeys};
+use crate::netmap::View;
+use crate::policy::Policy;
+use crate::registry::Registry;
+
+/// Everything that control knows.
+#[derive(Debug)]
+pub(crate) struct Tailnet {
+    state: Mutex<State>,
+    changed: watch::Sender<()>,
+}
+
+#[derive(Debug)]
+struct State {
+    registry: Registry,
+    keys: AuthKeys,
+    policy: Policy,
+    derp_map: DerpMap,
+}
+
+impl Tailnet {
+    pub(crate) fn new(policy: Policy, derp_map: DerpMap, ephemeral_grace: Duration) -> Self {
+        let registry = Registry::new(ephemeral_grace);
+        let state = Mutex::new(State { registry, keys: AuthKeys::default(), policy, derp_map });
+        Self { state, changed: watch::Sender::new(()) }
+    }
+
+    /// Rings whenever what anybody may know has changed.
+    pub(crate) fn subscribe(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn add_auth_key(&self, random: [u8; 16], options: AuthKeyOptions) -> Option<Secret> {
+        self.lock().keys.add(Instant::now(), random, options)
+    }
+
+    pub(crate) fn set_policy(&self, policy: Policy) {
+        self.lock().policy = policy;
+        self.ring();
+    }
+
+    /// All nodes, with whether they are ephemeral.
+    pub(crate) fn nodes(&self) -> Vec<(Node, bool)> {
+        self.lock().registry.nodes().collect()
+    }
+
+    pub(crate) fn register(&self, machine: MachinePublic, request: &RegisterRequest) -> RegisterResponse {
+        let mut state = self.lock();
+        let State { registry, keys, .. } = &mut *state;
+        let registered = registry.register(Instant::now(), unix_time(), machine, request, keys);
+        drop(state);
+        if registered.changed {
+            self.ring();
+        }
+        registered.response
+    }
+
+    pub(crate) fn find(&self, machine: MachinePublic, key: NodePublic) -> Option<NodeId> {
+        self.lock().registry.find(machine, key)
+    }
+
+    pub(crate) fn update(&self, id: NodeId, request: &MapRequest) {
+        if self.lock().registry.update(id, request) {
+            self.ring();
+        }
+    }
+
+    /// What a node may know now; `None` when it is gone.
+    pub(crate) fn view(&self, id: NodeId) -> Option<View> {
+        let state = self.lock();
+        View::new(id, &state.registry, &state.policy, &state.derp_map)
+    }
+
+    /// Marks a node online for as long as the stream lives.
+    pub(crate) fn open_stream(&self, id: NodeId) -> OpenStream<'_> {
+        let stream = self.lock().registry.handle_stream_opened(id);
+        self.ring();
+        OpenStream { tailnet: self, id, stream }
+    }
+
+    /// Lets ephemeral nodes vanish when their time has come, until `stop`.
+    pub(crate) async fn run_timeouts(&self, stop: CancellationToken) {
+        let mut changed = self.subscribe();
+        loop {
+            let next = self.lock().registry.poll_timeout();
+            let timeout = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = changed.changed() => {}
+                () = timeout => {
+                    if self.lock().registry.handle_timeout(Instant::now()) {
+                        self.ring();
+                    }
+                }
+            }
+        }
+    }
+
+    fn ring(&self) {
+        self.changed.send_replace(());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while it was held failed a test already; what is there is whole enough to report it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A map stream that is open.
+pub(crate) struct OpenStream<'a> {
+    tailnet: &'a Tailnet,
+    id: NodeId,
+    stream: u64,
+}
+
+impl OpenStream<'_> {
+    /// Whether no later stream of the node took its place.
+    pub(crate) fn is_newest(&self) -> bool {
+        self.tailnet.lock().registry.is_newest_stream(self.id, self.stream)
+    }
+}
+
+impl Drop for OpenStream<'_> {
+    fn drop(&mut self) {
+        let closed =
+            self.tailnet.lock().registry.handle_stream_closed(Instant::now(), unix_time(), self.id, self.stream);
+        if closed {
+            self.tailnet.ring();
+        }
+    }
+}
+
+/// The time of day, for what nodes are told.
+pub(crate) fn unix_time() -> Timestamp {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    Timestamp::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX))
+}
