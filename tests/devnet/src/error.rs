@@ -8,9 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 #[non_exhaustive]
 pub enum DevnetError {
     /// An address that others than this machine could reach.
-    #[error(
-        "{0} is not a loopback address: a devnet is for tests and lets in anybody who can reach it; use 127.0.0.1, or force it"
-    )]
+    #[error("{0} is not a loopback address, and a devnet is for tests on one machine; use 127.0.0.1, or force it")]
     NotLoopback(IpAddr),
     /// A port can't be had.
     #[error("cannot listen on {address} for the devnet's {part}: {source}; choose another address")]

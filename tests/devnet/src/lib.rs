@@ -1,7 +1,7 @@
 //! A control server, a DERP relay and a STUN server in one process on loopback, for tests and the demo.
 //!
-//! It speaks the protocol that Tailscale's own clients speak: a real `tailscaled` joins it. It isn't made to be exposed:
-//! it trusts whoever has one of its auth keys, keeps nothing on disk, and serves loopback only unless forced.
+//! It speaks the protocol that Tailscale's own clients speak: a real `tailscaled` joins it. It isn't made to be
+//! exposed: it trusts whoever has one of its auth keys, keeps nothing on disk, and serves loopback only unless forced.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), nixtail_devnet::DevnetError> {

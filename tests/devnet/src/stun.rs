@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 /// Larger than any request that a node sends; the rest of a longer datagram is dropped with it.
 const MAX_REQUEST: usize = 1500;
 
-/// Answers binding requests of Tailscale nodes (others are dropped, as Tailscale's servers do) while `on`, until `stop`.
+/// Answers binding requests of Tailscale nodes while `on`, until `stop`. Others are dropped, as Tailscale's servers do.
 pub(crate) async fn serve(socket: &UdpSocket, on: &AtomicBool, stop: CancellationToken) {
     let mut buffer = [0; MAX_REQUEST];
     loop {

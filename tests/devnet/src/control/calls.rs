@@ -87,7 +87,8 @@ type Refusal = (StatusCode, String);
 fn register(body: &[u8], client: Client, tailnet: &Tailnet) -> Result<Vec<u8>, Refusal> {
     let request = decode::<RegisterRequest>(body, |request| request.version)?;
     let response = tailnet.register(client.machine, &request);
-    tracing::debug!(machine = ?client.machine, node = ?request.node_key, error = response.error, "devnet control: registered");
+    let (machine, node, error) = (client.machine, request.node_key, &response.error);
+    tracing::debug!(?machine, ?node, error, "devnet control: registered");
     serde_json::to_vec(&response).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
 }
 

@@ -24,7 +24,7 @@ const MAX_ID: NodeId = 65_000;
 const MAX_HOSTNAME: usize = 63 - 5;
 /// Most endpoints kept of a node.
 const MAX_ENDPOINTS: usize = 64;
-/// Most SSH host keys kept of a node, and most bytes of all its other texts together.
+/// Most SSH host keys kept of a node.
 const MAX_HOST_KEYS: usize = 8;
 /// The most bytes that a node's description may have as JSON: it goes to every peer.
 const MAX_HOSTINFO: usize = 64 << 10;
@@ -127,7 +127,7 @@ impl Registry {
         changed
     }
 
-    /// A node opened a map stream, which takes the place of an earlier one. Its serial number; 0 if there is no such node.
+    /// A node opened a map stream, which takes the place of an earlier one. Its serial number; 0 for an unknown node.
     pub(crate) fn handle_stream_opened(&mut self, id: NodeId) -> u64 {
         let Some(entry) = self.nodes.get_mut(&id) else { return 0 };
         self.last_stream += 1;
@@ -365,7 +365,7 @@ fn owner(tags: &[String]) -> i64 {
     if tags.is_empty() { OWNER } else { TAGGED_DEVICES }
 }
 
-/// Puts what a node says of itself into it; a description that is too large is dropped, its home region and host keys kept.
+/// Puts what a node says of itself into it; of a description that is too large only the home region is taken.
 fn describe(node: &mut Node, mut hostinfo: nixtail_proto::tailcfg::Hostinfo) {
     hostinfo.ssh_host_keys.truncate(MAX_HOST_KEYS);
     let region = hostinfo.net_info.as_ref().map_or(0, |info| info.preferred_derp);

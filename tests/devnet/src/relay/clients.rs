@@ -7,7 +7,7 @@ use nixtail_proto::derp::{Frame, PeerGoneReason};
 use nixtail_proto::key::NodePublic;
 use tokio::sync::Notify;
 
-/// Most packets that wait for one node; the oldest is dropped for a newer one (`perClientSendQueueDepth` on Go's relay).
+/// Most packets that wait for one node; the oldest is dropped for a newer one (Go's `perClientSendQueueDepth`).
 const MAX_PACKETS: usize = 32;
 /// Most other frames that wait for one node, dropped in the same way; only a node that doesn't read has so many.
 const MAX_CONTROL: usize = 64;
