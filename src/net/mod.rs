@@ -1,5 +1,6 @@
 //! Where packets meet the operating system: UDP sockets, DERP connections, and the thread that owns them.
 
+pub mod derp;
 pub(crate) mod interfaces;
 pub(crate) mod pipe;
 pub(crate) mod socket;

@@ -1,0 +1,134 @@
+//! What waits to be written to a relay, shared between the handle and the task.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nixtail_proto::derp::{Frame, write_send_packet};
+use nixtail_proto::key::NodePublic;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::DerpStats;
+
+/// How many packets wait at most: two batches of 64 segments, as the stack makes them. magicsock has 32, but hands
+/// packets over one by one.
+const MAX_PACKETS: usize = 128;
+/// How many pongs wait at most; a relay that asks faster than it reads gets no answer.
+const MAX_PONGS: usize = 4;
+
+/// The queue of one connection.
+#[derive(Debug)]
+pub(super) struct Outbound {
+    state: Mutex<State>,
+    /// Wakes the writer.
+    changed: Notify,
+    closed: CancellationToken,
+}
+
+#[derive(Debug)]
+struct State {
+    /// Frames, ready to be written.
+    packets: VecDeque<Vec<u8>>,
+    pongs: VecDeque<[u8; 8]>,
+    home: bool,
+    told_home: bool,
+    stats: DerpStats,
+}
+
+impl Outbound {
+    pub(super) fn new(home: bool) -> Self {
+        let state = State {
+            packets: VecDeque::new(),
+            pongs: VecDeque::new(),
+            home,
+            told_home: false,
+            stats: DerpStats::default(),
+        };
+        Self { state: Mutex::new(state), changed: Notify::new(), closed: CancellationToken::new() }
+    }
+
+    pub(super) fn push_packet(&self, peer: &NodePublic, packet: &[u8]) {
+        let mut frame = Vec::new();
+        let written = write_send_packet(peer, packet, &mut frame);
+        let mut state = self.lock();
+        if written.is_err() {
+            state.stats.dropped_outbound += 1;
+            return;
+        }
+        if state.packets.len() >= MAX_PACKETS {
+            state.packets.pop_front();
+            state.stats.dropped_outbound += 1;
+        }
+        state.packets.push_back(frame);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    pub(super) fn push_pong(&self, data: [u8; 8]) {
+        let mut state = self.lock();
+        if state.pongs.len() < MAX_PONGS {
+            state.pongs.push_back(data);
+            self.changed.notify_one();
+        }
+    }
+
+    pub(super) fn set_home(&self, home: bool) {
+        self.lock().home = home;
+        self.changed.notify_one();
+    }
+
+    pub(super) fn close(&self) {
+        self.closed.cancel();
+    }
+
+    /// Waits for [`Self::close`].
+    pub(super) async fn closed(&self) {
+        self.closed.cancelled().await;
+    }
+
+    /// Waits for something to write and puts all of it into `out`.
+    pub(super) async fn take(&self, out: &mut Vec<u8>) {
+        loop {
+            self.lock().take(out);
+            if !out.is_empty() {
+                return;
+            }
+            self.changed.notified().await;
+        }
+    }
+
+    pub(super) fn count_received(&self, packets: usize, dropped: bool) {
+        let packets = u64::try_from(packets).unwrap_or(u64::MAX);
+        let mut state = self.lock();
+        match dropped {
+            true => state.stats.dropped_inbound += packets,
+            false => state.stats.received += packets,
+        }
+    }
+
+    pub(super) fn stats(&self) -> DerpStats {
+        self.lock().stats
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nobody panics with it, and it holds no invariant that could be broken half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self, out: &mut Vec<u8>) {
+        // These frames are of a few bytes: writing them doesn't fail.
+        for data in self.pongs.drain(..) {
+            let _ = Frame::Pong(data).write(out);
+        }
+        if self.home != self.told_home {
+            self.told_home = self.home;
+            let _ = Frame::NotePreferred(self.home).write(out);
+        }
+        self.stats.sent += u64::try_from(self.packets.len()).unwrap_or(u64::MAX);
+        for frame in self.packets.drain(..) {
+            out.extend_from_slice(&frame);
+        }
+    }
+}
