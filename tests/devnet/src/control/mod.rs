@@ -96,7 +96,7 @@ impl Control {
 
     /// `GET /key?v=`: the server's public key.
     async fn answer_key(&self, stream: &mut TcpStream, request: &http1::Request) -> Result<(), ConnectionError> {
-        if !request.query("v").is_some_and(|version| version.parse::<u16>().is_ok()) {
+        if request.query("v").is_none_or(|version| version.parse::<u16>().is_err()) {
             let text = "the capability version is missing: GET /key?v=<number>\n";
             return http1::answer(stream, "400 Bad Request", "text/plain", text).await;
         }

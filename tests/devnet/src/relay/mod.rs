@@ -197,7 +197,8 @@ impl Relay {
             while let Some(frame) = decoder.next_frame()? {
                 match frame {
                     Frame::SendPacket { to, packet } => {
-                        if !self.pass_on(client, to, packet)? && not_here.may_tell(Instant::now()) {
+                        let here = self.pass_on(client, to, packet)?;
+                        if !here && not_here.may_tell(Instant::now()) {
                             push_frame(queue, Frame::PeerGone { peer: to, reason: PeerGoneReason::NotHere })?;
                         }
                     }
