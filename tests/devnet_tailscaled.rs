@@ -16,21 +16,21 @@ struct Beside {
 
 impl Beside {
     fn start(policy: Policy) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let devnet = runtime.block_on(Devnet::start(Config { policy, ..Config::default() })).unwrap();
+        let runtime = Runtime::new().expect("a runtime");
+        let devnet = runtime.block_on(Devnet::start(Config { policy, ..Config::default() })).expect("a devnet");
         Self { runtime, devnet: Some(devnet) }
     }
 
     fn devnet(&self) -> &Devnet {
-        self.devnet.as_ref().unwrap()
+        self.devnet.as_ref().expect("it is taken on drop only")
     }
 
     fn key(&self, options: AuthKeyOptions) -> String {
-        self.devnet().add_auth_key(options).unwrap().expose().to_owned()
+        self.devnet().add_auth_key(options).expect("an auth key").expose().to_owned()
     }
 
     fn wait(&self, what: &str, wanted: impl Fn(&[NodeStatus]) -> bool) -> Vec<NodeStatus> {
-        self.runtime.block_on(self.devnet().wait_for_nodes(what, lab::PATIENCE, wanted)).unwrap()
+        self.runtime.block_on(self.devnet().wait_for_nodes(what, lab::PATIENCE, wanted)).expect("nodes")
     }
 }
 
