@@ -66,7 +66,7 @@ impl Client {
         while found.len() < wanted {
             match self.next().await {
                 DerpEventKind::Packets(batch) => {
-                    found.extend(batch.iter().map(|(from, packet)| (from, packet.to_vec())))
+                    found.extend(batch.iter().map(|(from, packet)| (from, packet.to_vec())));
                 }
                 other => panic!("{other:?}"),
             }

@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
@@ -71,7 +73,7 @@ impl World {
             while let Some((to, request)) = self.netcheck.poll_transmit() {
                 self.sent += 1;
                 let txid = stun::parse_request(&request).unwrap();
-                let seen_as = self.seen_as.get(&to).copied().unwrap_or(US_SEEN.parse().unwrap());
+                let seen_as = self.seen_as.get(&to).copied().unwrap_or_else(|| US_SEEN.parse().unwrap());
                 if let Some(latency) = self.latencies.get(&to) {
                     self.flying.insert((self.now + *latency, self.sent), (to, stun::response(txid, seen_as)));
                 }

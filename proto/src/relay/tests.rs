@@ -1,3 +1,5 @@
+#![allow(clippy::disallowed_methods, reason = "virtual time has to begin somewhere")]
+
 use std::net::{IpAddr, Ipv4Addr};
 
 use rand::SeedableRng as _;
