@@ -3,7 +3,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{Either, select};
@@ -20,7 +19,9 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use super::{DerpFailure, tls};
+use super::DerpFailure;
+use super::trust::trust;
+use crate::net::tls::client_config;
 
 /// How long the whole way in may take, over all relays of the region.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -131,14 +132,12 @@ async fn addresses(node: &DerpNode, target: Target) -> Result<(Vec<SocketAddr>, 
 
 async fn start_tls(node: &DerpNode, tcp: TcpStream) -> Result<TlsStream<TcpStream>, DerpFailure> {
     let failed = |source| DerpFailure::Tls { host: shown(&node.host_name), source };
+    let trust = trust(node).ok_or_else(|| failed(io::Error::other("the DERP map's CertName is no name and no pin")))?;
     // Loading the system's roots reads files.
-    let config = {
-        let node = node.clone();
-        tokio::task::spawn_blocking(move || tls::config(&node)).await.map_err(io::Error::other)?
-    };
+    let config = tokio::task::spawn_blocking(move || client_config(trust)).await.map_err(io::Error::other)?;
     let config = config.map_err(|error| failed(io::Error::other(error)))?;
     let name = ServerName::try_from(node.host_name.clone()).map_err(|error| failed(io::Error::other(error)))?;
-    TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(failed)
+    TlsConnector::from(config).connect(name, tcp).await.map_err(failed)
 }
 
 /// Asks for DERP over HTTP. What comes behind the answer stays in `unread`.

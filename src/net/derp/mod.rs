@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 mod dial;
 mod outbound;
 mod session;
-mod tls;
+mod trust;
 
 use outbound::Outbound;
 
