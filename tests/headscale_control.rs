@@ -1,4 +1,5 @@
 //! The connection to control, against a real headscale: joining, the netmap, updates, logout, refusals, a restart.
+#![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod lab;
 

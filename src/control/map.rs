@@ -24,6 +24,8 @@ use super::client::Client;
 use super::description::Description;
 use super::{ControlConfig, ControlError};
 
+/// How a zstd frame begins.
+const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const MAP: &str = "/machine/map";
 /// How long control may take over an update.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -140,8 +142,12 @@ async fn next_chunk(body: &mut RecvStream) -> Result<Option<bytes::Bytes>, Contr
     Ok(Some(chunk))
 }
 
-/// A message out of its zstd frame (RFC 8878).
+/// A message out of its zstd frame (RFC 8878 §3.1.1). A server that doesn't compress though it was asked to is borne
+/// with: JSON can't begin like a frame.
 fn decompress(mut message: &[u8]) -> Result<Vec<u8>, String> {
+    if !message.starts_with(&ZSTD_MAGIC) {
+        return Ok(message.to_vec());
+    }
     let mut json = Vec::new();
     let limit = MAX_DECODED_MESSAGE as u64;
     let decoder = StreamingDecoder::new(&mut message).map_err(|error| error.to_string())?;
@@ -172,4 +178,24 @@ async fn answer(client: &Client, ping: PingRequest) -> Result<(), ControlError> 
 fn clock() -> Timestamp {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_decompressed() {
+        // Laid out by hand after RFC 8878 §3.1.1: a raw block, and a block of one repeated byte.
+        let raw = b"\x28\xb5\x2f\xfd\x20\x12\x91\x00\x00{\"KeepAlive\":true}";
+        assert_eq!(decompress(raw).as_deref(), Ok(&b"{\"KeepAlive\":true}"[..]));
+        let repeated = b"\x28\xb5\x2f\xfd\x20\x05\x2b\x00\x00x";
+        assert_eq!(decompress(repeated).as_deref(), Ok(&b"xxxxx"[..]));
+        assert_eq!(decompress(b"{}").as_deref(), Ok(&b"{}"[..]));
+        for broken in
+            [&raw[..12], &b"\x28\xb5\x2f\xfd"[..], b"\x28\xb5\x2f\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
+        {
+            assert!(decompress(broken).is_err());
+        }
+    }
 }

@@ -235,7 +235,7 @@ fn peers_that_must_not_be_used_are_apart() {
     assert_eq!(ids(&corrected), [2, 5], "by control's clock");
 
     let locked = json!({"Node": me, "Peers": peers, "TKAInfo": {"Head": "x"}});
-    let netmap = with(&[locked.clone()]);
+    let netmap = with(std::slice::from_ref(&locked));
     assert!(netmap.is_locked() && netmap.peers.is_empty());
     assert!(netmap.refused.values().all(|(_, why)| *why == Refusal::TailnetLock));
     assert_eq!(ids(&with(&[locked, json!({"TKAInfo": {"Disabled": true}})])), [5]);
