@@ -26,7 +26,8 @@ impl Node {
         self.now = now;
         let max_segments = max_segments.max(1);
         loop {
-            if let Some(transmit) = self.take_duplicate(buffer).or_else(|| self.take_small(buffer)) {
+            let ready = self.take_duplicate(buffer).or_else(|| self.take_small(buffer));
+            if let Some(transmit) = ready.or_else(|| self.take_probe(buffer)) {
                 return Some(transmit);
             }
             if let Some(id) = self.schedule.first_due() {
@@ -42,7 +43,7 @@ impl Node {
                 self.outgoing_done = 0;
                 self.stack.poll_packets(now, &mut self.outgoing, STACK_BUDGET);
                 if self.outgoing.is_empty() {
-                    return self.take_probe(buffer);
+                    return None;
                 }
             }
         }
@@ -76,6 +77,8 @@ impl Node {
         tunnel.handle_timeout(now, &self.identity, &mut self.rng);
         let route = tunnel.route(now);
         if !route.exists() && tunnel.session.wants_path() {
+            // Nothing can be sent before an address answers or a relay is connected: look for both.
+            tunnel.paths.handle_sent(now, &mut self.rng);
             self.refresh_region(now, id, true);
         }
         if self.send_disco(now, id) {

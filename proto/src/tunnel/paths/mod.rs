@@ -257,7 +257,7 @@ impl Paths {
         }
     }
 
-    /// Packets were sent to the peer: paths are kept alive, and looked for, while this goes on.
+    /// Packets were sent to the peer, or wait for a path: paths are kept alive, and looked for, while this goes on.
     pub fn handle_sent(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.last_send = Some(now);
         if !self.direct {

@@ -32,6 +32,8 @@ pub const REKEY_AFTER: Duration = Duration::from_secs(120);
 pub const REJECT_AFTER: Duration = Duration::from_secs(180);
 /// An initiator renews keys of this age even when it only receives: before they end under it.
 const REKEY_ON_RECEIVE_AFTER: Duration = Duration::from_secs(165);
+/// Packets with this number and above are refused (WireGuard's Reject-After-Messages).
+const LAST_COUNTER: u64 = u64::MAX - (1 << 13);
 /// Without new keys for this long, all are wiped.
 const EXPIRE_AFTER: Duration = Duration::from_secs(540);
 /// Who has received data and sent nothing since answers with an empty packet after this long.
@@ -171,6 +173,14 @@ impl Session {
             return Err(SessionError::Malformed);
         }
         let index = data.receiver_idx;
+        // boringtun counts on without a check; at the end of the numbers it would begin anew.
+        if packet
+            .get(8..)
+            .and_then(<[u8]>::first_chunk)
+            .is_none_or(|counter| u64::from_le_bytes(*counter) >= LAST_COUNTER)
+        {
+            return Err(SessionError::Replayed);
+        }
         if !self.keys.may_open(now, index) {
             return Err(SessionError::NoKeys);
         }
