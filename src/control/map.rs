@@ -100,6 +100,7 @@ pub(super) async fn tell(
     client: &Client,
     config: &ControlConfig,
     mut description: watch::Receiver<Description>,
+    acknowledged: &watch::Sender<Option<Description>>,
 ) -> Result<Infallible, ControlError> {
     let mut updates = LiteUpdates::default();
     let mut rng = rand::make_rng::<StdRng>();
@@ -108,7 +109,10 @@ pub(super) async fn tell(
         while let Some(wanted) = updates.poll_request(Instant::now()) {
             let request = wanted.map_request(config.node_key, config.disco_key, false);
             match client.post(MAP, &request, "an update", UPDATE_TIMEOUT).await {
-                Ok(_) => updates.handle_done(),
+                Ok(_) => {
+                    updates.handle_done();
+                    acknowledged.send_replace(Some(wanted));
+                }
                 Err(error @ ControlError::Answer(AnswerError::NotRegistered)) => return Err(error),
                 Err(error) => {
                     tracing::debug!(%error, "control didn't take an update");

@@ -77,6 +77,7 @@ pub struct Control {
     description: watch::Sender<Description>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     status: watch::Receiver<ControlStatus>,
+    acknowledged: watch::Receiver<Option<Description>>,
     cancel: CancellationToken,
     task: Option<JoinHandle<(Login, Option<Client>)>>,
 }
@@ -112,6 +113,7 @@ impl Control {
         let (description, description_receiver) = watch::channel(description);
         let (netmap_sender, netmap) = watch::channel(None);
         let (status_sender, status) = watch::channel(ControlStatus::default());
+        let (acknowledged_sender, acknowledged) = watch::channel(None);
         let cancel = CancellationToken::new();
         let keeper = Keeper {
             login,
@@ -121,9 +123,10 @@ impl Control {
             session: MapSession::default(),
             netmap: netmap_sender,
             status: status_sender,
+            acknowledged: acknowledged_sender,
         };
         let task = tokio::spawn(keeper.run(cancel.clone()));
-        Ok(Self { description, netmap, status, cancel, task: Some(task) })
+        Ok(Self { description, netmap, status, acknowledged, cancel, task: Some(task) })
     }
 
     /// The netmap, from the first one on. Ends when control has refused us for good.
@@ -145,6 +148,17 @@ impl Control {
             description.update(update);
             *description != before
         });
+    }
+
+    /// Whether control has acknowledged all that it was told so far.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.acknowledged.borrow().as_ref() == Some(&*self.description.borrow())
+    }
+
+    /// Changes whenever control has acknowledged something, for who waits for [`Self::is_told`].
+    pub(crate) fn acknowledgements(&self) -> Acknowledgements {
+        Acknowledgements(self.acknowledged.clone())
     }
 
     /// Logs out: control forgets an ephemeral node at once. Ends the task in any case.
@@ -181,6 +195,18 @@ impl Drop for Control {
     }
 }
 
+/// See [`Control::acknowledgements`].
+pub(crate) struct Acknowledgements(watch::Receiver<Option<Description>>);
+
+impl Acknowledgements {
+    /// The next one. Never comes once control's task has ended.
+    pub(crate) async fn next(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
 /// The task that keeps the map stream.
 struct Keeper {
     login: Login,
@@ -190,6 +216,7 @@ struct Keeper {
     session: MapSession,
     netmap: watch::Sender<Option<Arc<Netmap>>>,
     status: watch::Sender<ControlStatus>,
+    acknowledged: watch::Sender<Option<Description>>,
 }
 
 impl Keeper {
@@ -250,7 +277,7 @@ impl Keeper {
         let config = &self.login.config;
         tokio::select! {
             result = map::follow(&client, config, &description, &mut self.session, &self.netmap, on_message) => result,
-            result = map::tell(&client, config, self.description.clone()) => result,
+            result = map::tell(&client, config, self.description.clone(), &self.acknowledged) => result,
         }
     }
 }
