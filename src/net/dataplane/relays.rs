@@ -1,0 +1,146 @@
+//! The relay connections that the node asked for. Each is a task of the process' own runtime: its TLS runs beside the
+//! dataplane, not in it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::future::join_all;
+use nixtail_proto::key::{NodePrivate, NodePublic};
+use nixtail_proto::netmap::{DerpRegions, Netmap};
+use nixtail_proto::node::Node;
+use nixtail_proto::tailcfg::RegionId;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+
+use crate::net::derp::{DerpConfig, DerpConnection, DerpEvent, DerpEventKind};
+
+/// What relays said that waits for the dataplane, mostly batches of packets. They drop packets when it is full.
+const INBOX: usize = 256;
+
+/// Something that a relay said.
+pub(super) type RelayInput = DerpEvent;
+
+pub(super) struct Relays {
+    node_key: NodePrivate,
+    outer: Handle,
+    regions: Arc<DerpRegions>,
+    home: Option<RegionId>,
+    connections: HashMap<RegionId, Active>,
+    // Tells the events of a closed connection from those of the next one to the same region.
+    last_number: u64,
+    inbox: mpsc::Receiver<DerpEvent>,
+    events: mpsc::Sender<DerpEvent>,
+}
+
+struct Active {
+    connection: DerpConnection,
+    number: u64,
+    up: bool,
+}
+
+impl Relays {
+    pub(super) fn new(node_key: NodePrivate, outer: Handle) -> Self {
+        let (events, inbox) = mpsc::channel(INBOX);
+        let (connections, regions) = (HashMap::new(), Arc::default());
+        Self { node_key, outer, regions, home: None, connections, last_number: 0, inbox, events }
+    }
+
+    pub(super) fn handle_map(&mut self, netmap: &Netmap) {
+        self.regions = netmap.derp_map.clone();
+    }
+
+    /// The relays are told which of them is our home.
+    pub(super) fn set_home(&mut self, home: RegionId) {
+        self.home = Some(home);
+        for (region, active) in &self.connections {
+            active.connection.set_home(*region == home);
+        }
+    }
+
+    /// Begins to dial a region.
+    pub(super) fn dial(&mut self, node: &mut Node, now: Instant, region: RegionId) {
+        self.close(region);
+        let Some(derp) = self.regions.get(&region) else {
+            tracing::debug!(region, "a relay was wanted that the DERP map doesn't have");
+            node.handle_derp_disconnected(now, region);
+            return;
+        };
+        self.last_number += 1;
+        let config = DerpConfig {
+            region: derp.clone(),
+            node_key: self.node_key.clone(),
+            home: self.home == Some(region),
+            connection: self.last_number,
+        };
+        let _outer = self.outer.enter();
+        let connection = DerpConnection::spawn(config, self.events.clone());
+        self.connections.insert(region, Active { connection, number: self.last_number, up: false });
+    }
+
+    /// Closes a region's connection, which says goodbye by itself.
+    pub(super) fn close(&mut self, region: RegionId) {
+        if let Some(Active { connection, .. }) = self.connections.remove(&region) {
+            self.outer.spawn(connection.close());
+        }
+    }
+
+    /// Sends packets to a peer through a region.
+    pub(super) fn send(&self, region: RegionId, peer: &NodePublic, data: &[u8], segment_size: usize) {
+        if let Some(Active { connection, .. }) = self.connections.get(&region) {
+            for packet in data.chunks(segment_size.max(1)) {
+                connection.send(peer, packet);
+            }
+        }
+    }
+
+    /// The next thing that a relay said.
+    pub(super) async fn next(&mut self) -> Option<RelayInput> {
+        self.inbox.recv().await
+    }
+
+    /// As [`Self::next`], without waiting.
+    pub(super) fn try_next(&mut self) -> Option<RelayInput> {
+        self.inbox.try_recv().ok()
+    }
+
+    /// Tells the node what a relay said.
+    pub(super) fn handle(&mut self, node: &mut Node, now: Instant, input: RelayInput) {
+        let region = input.region;
+        let Some(active) = self.connections.get_mut(&region).filter(|active| active.number == input.connection) else {
+            return;
+        };
+        match input.kind {
+            DerpEventKind::Connected => {
+                tracing::info!(region, "relay connected");
+                active.up = true;
+                node.handle_derp_connected(now, region);
+            }
+            DerpEventKind::Packets(mut packets) => {
+                packets.for_each_mut(|from, packet| node.handle_derp_packet(now, region, from, packet));
+            }
+            DerpEventKind::PeerGone { peer, .. } => node.handle_derp_peer_gone(now, region, peer),
+            DerpEventKind::Health(words) if words.is_empty() => tracing::info!(region, "the relay is well again"),
+            DerpEventKind::Health(words) => tracing::warn!(region, words, "the relay has something to say"),
+            DerpEventKind::Restarting { reconnect_in } => node.handle_derp_restarting(now, region, reconnect_in),
+            DerpEventKind::Disconnected(reason) => {
+                tracing::warn!(region, %reason, "relay lost");
+                self.connections.remove(&region);
+                node.handle_derp_disconnected(now, region);
+            }
+        }
+    }
+
+    /// The regions that are connected.
+    pub(super) fn connected(&self) -> Vec<RegionId> {
+        let up = self.connections.iter().filter(|(_, active)| active.up);
+        let mut regions: Vec<_> = up.map(|(region, _)| *region).collect();
+        regions.sort_unstable();
+        regions
+    }
+
+    /// Closes all connections and waits for them.
+    pub(super) async fn close_all(self) {
+        join_all(self.connections.into_values().map(|active| active.connection.close())).await;
+    }
+}
