@@ -1,6 +1,6 @@
 //! The local API: HTTP/1 over a Unix socket that only the agent's own user (or root) can use.
 //!
-//! [`Server`] serves [`Routes`]: those of every agent ([`agent_routes`]) and whatever a role adds with [`Routes::add`].
+//! [`Server`] serves [`Routes`]: those of every agent and whatever a role adds with [`Routes::add`].
 //! [`Client`] is what the command line talks to it with. Answers are JSON with a `schema` number; a failure is a
 //! [`Failure`](crate::report::Failure) in `error`.
 
@@ -12,7 +12,7 @@ mod socket_path;
 pub use client::Client;
 pub use routes::{Request, Routes};
 pub use server::{ServeError, Server};
-pub use socket_path::{BindError, SocketPath};
+pub use socket_path::{BindError, BoundSocket, SocketPath};
 
 /// The `schema` number of every answer. It grows when a key changes its meaning or goes; new keys may come without.
 pub const SCHEMA: u32 = 1;

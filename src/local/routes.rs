@@ -66,8 +66,25 @@ impl Routes {
         });
     }
 
-    /// Adds a verb that makes its whole answer itself: the one that turns a call into a stream.
-    pub(super) fn add_raw<F, Fut>(&mut self, method: Method, path: &'static str, handler: F)
+    /// Adds a verb that turns the call into a stream, joined to the one that `handler` gives.
+    pub fn add_stream<F, Fut, S>(&mut self, method: Method, path: &'static str, handler: F)
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<S, Failure>> + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        self.add_raw(method, path, move |mut request| {
+            let (upgrade, streams) = (request.upgrade.take(), request.streams.clone());
+            let far = handler(request);
+            async move {
+                let upgrade =
+                    upgrade.ok_or_else(|| Failure::new(Exit::Usage, "this verb needs `Upgrade: nixtail-stream`"))?;
+                Ok(streams.join(upgrade, far.await?))
+            }
+        });
+    }
+
+    fn add_raw<F, Fut>(&mut self, method: Method, path: &'static str, handler: F)
     where
         F: Fn(Request) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Result<Reply, Failure>> + Send + 'static,
@@ -97,20 +114,16 @@ impl Request {
             Failure::new(Exit::Usage, format!("the local API doesn't understand the request: {error}"))
         })
     }
+}
 
-    /// Turns the call into a raw stream, which is joined to `far` until both directions have ended.
-    ///
-    /// # Errors
-    /// A caller that didn't ask for a stream.
-    pub(super) fn join<S>(self, far: S) -> Result<Reply, Failure>
+impl Streams {
+    /// Answers that the call is a stream from here on, which is joined to `far` until both directions have ended.
+    fn join<S>(&self, upgrade: hyper::upgrade::OnUpgrade, far: S) -> Reply
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Some(upgrade) = self.upgrade else {
-            return Err(Failure::new(Exit::Usage, "this verb needs the header `Upgrade: nixtail-stream`"));
-        };
-        let cancel = self.streams.cancel.clone();
-        self.streams.tasks.spawn(async move {
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
             tokio::select! {
                 () = relay(upgrade, far) => {}
                 () = cancel.cancelled() => {}
@@ -120,7 +133,7 @@ impl Request {
         *reply.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         reply.headers_mut().insert(http::header::CONNECTION, http::HeaderValue::from_static("upgrade"));
         reply.headers_mut().insert(http::header::UPGRADE, http::HeaderValue::from_static("nixtail-stream"));
-        Ok(reply)
+        reply
     }
 }
 

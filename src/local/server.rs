@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::routes::{Reply, Request, Routes, refusal};
-use super::socket_path::{BindError, SocketPath};
+use super::socket_path::BoundSocket;
 use crate::report::{Exit, Failure};
 
 /// Connections at once: each is one of the user's own processes, and Nix opens a few for each builder.
@@ -28,7 +28,6 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// The running local API. [`Server::stop`] ends it; dropping it stops it without waiting.
 #[derive(Debug)]
 pub struct Server {
-    path: SocketPath,
     cancel: CancellationToken,
     tasks: TaskTracker,
 }
@@ -36,23 +35,19 @@ pub struct Server {
 /// Why the local API can't start.
 #[derive(Debug, Error)]
 pub enum ServeError {
-    /// Its socket can't be had.
-    #[error(transparent)]
-    Bind(#[from] BindError),
     /// The runtime refused the socket.
     #[error("the local socket can't be served: {0}")]
     Runtime(#[from] std::io::Error),
 }
 
 impl Server {
-    /// Binds `path` and serves `routes` there, on the current tokio runtime.
+    /// Serves `routes` at a socket, on the current tokio runtime.
     ///
     /// # Errors
-    /// Why the socket can't be had.
-    pub fn start(path: SocketPath, routes: Routes) -> Result<Self, ServeError> {
-        let listener = path.bind()?;
-        listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(listener)?;
+    /// A socket that the runtime doesn't take.
+    pub fn start(socket: BoundSocket, routes: Routes) -> Result<Self, ServeError> {
+        socket.listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
         let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
         let accepting = accept(listener, Arc::new(routes), tasks.clone(), cancel.clone());
         let stopped = cancel.clone();
@@ -61,14 +56,15 @@ impl Server {
                 () = accepting => {}
                 () = stopped.cancelled() => {}
             }
+            // Its file goes before anything else: who comes later finds no agent, rather than one that doesn't answer.
+            drop(socket);
         });
-        Ok(Self { path, cancel, tasks })
+        Ok(Self { cancel, tasks })
     }
 
     /// Stops serving: removes the socket, lets calls that are being answered end until `deadline` has passed, and cuts
     /// off what is left.
     pub async fn stop(self, deadline: Duration) {
-        self.path.remove();
         self.cancel.cancel();
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
@@ -79,10 +75,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        if !self.cancel.is_cancelled() {
-            self.path.remove();
-            self.cancel.cancel();
-        }
+        self.cancel.cancel();
     }
 }
 

@@ -11,9 +11,27 @@ use thiserror::Error;
 /// The longest path that fits into `sockaddr_un`, without its NUL.
 const MAX_PATH: usize = 107;
 
-/// A path at which an agent serves the local API. The socket behind it goes when this is dropped by the one who bound it.
+/// A path at which an agent serves the local API.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SocketPath(PathBuf);
+
+/// A listener at its path. Callers queue until it is served. The file goes when this is dropped.
+#[derive(Debug)]
+pub struct BoundSocket {
+    pub(super) listener: UnixListener,
+    path: SocketPath,
+}
+
+impl Drop for BoundSocket {
+    fn drop(&mut self) {
+        let path = self.path.as_path();
+        if let Err(error) = std::fs::remove_file(path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "the local socket couldn't be removed");
+        }
+    }
+}
 
 /// Why the local API can't be served at a path.
 #[derive(Debug, Error)]
@@ -74,7 +92,7 @@ impl SocketPath {
     ///
     /// # Errors
     /// Why that can't be done here.
-    pub fn bind(&self) -> Result<UnixListener, BindError> {
+    pub fn bind(&self) -> Result<BoundSocket, BindError> {
         let folder = self.0.parent().unwrap_or(Path::new("/"));
         prepare_folder(folder, self.0 == default_path())?;
         // Two agents that find the same stale socket must not remove each other's new one.
@@ -87,16 +105,7 @@ impl SocketPath {
         let listener = UnixListener::bind(&self.0).map_err(self.failed("can't bind"))?;
         let owner_only = std::fs::Permissions::from_mode(0o600);
         std::fs::set_permissions(&self.0, owner_only).map_err(self.failed("can't set the mode of"))?;
-        Ok(listener)
-    }
-
-    /// Removes the socket. For the one who bound it.
-    pub fn remove(&self) {
-        if let Err(error) = std::fs::remove_file(&self.0)
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.0.display(), %error, "the local socket couldn't be removed");
-        }
+        Ok(BoundSocket { listener, path: self.clone() })
     }
 
     fn clear_stale(&self) -> Result<(), BindError> {
@@ -164,10 +173,12 @@ mod tests {
         let first = path.bind().unwrap();
         assert!(matches!(path.bind(), Err(BindError::InUse(_))));
         drop(first);
-        let _second = path.bind().unwrap();
+        drop(UnixListener::bind(path.as_path()).unwrap());
+        assert!(path.as_path().exists(), "an agent that was killed leaves its socket");
+        let second = path.bind().unwrap();
         let mode = std::fs::metadata(path.as_path()).unwrap().mode();
         assert_eq!(mode & 0o777, 0o600);
-        path.remove();
+        drop(second);
         assert!(!path.as_path().exists());
     }
 

@@ -17,7 +17,7 @@ fn routes() -> Routes {
         Err::<(), _>(Failure::new(Exit::Refused, format!("{name} isn't allowed")).next("ask for it"))
     });
     // Answers with a greeting at once, then everything that it got, when it got it all.
-    routes.add_raw(Method::POST, "/dial", |request: Request| async move {
+    routes.add_stream(Method::POST, "/dial", |_| async move {
         let (near, mut far) = tokio::io::duplex(1024);
         tokio::spawn(async move {
             far.write_all(b"banner;").await.unwrap();
@@ -25,7 +25,7 @@ fn routes() -> Routes {
             far.read_to_end(&mut all).await.unwrap();
             far.write_all(&all).await.unwrap();
         });
-        request.join(near)
+        Ok(near)
     });
     routes
 }
@@ -39,7 +39,7 @@ struct Lab {
 fn lab() -> Lab {
     let folder = tempfile::tempdir().unwrap();
     let path = SocketPath::choose(Some(&folder.path().join("s"))).unwrap();
-    let server = Server::start(path.clone(), routes()).unwrap();
+    let server = Server::start(path.bind().unwrap(), routes()).unwrap();
     Lab { _folder: folder, path, server }
 }
 
