@@ -1,2 +1,5 @@
-//! skeleton
-fn main() {}
+//! The command line.
+
+fn main() -> std::process::ExitCode {
+    nixtail::cli::main()
+}

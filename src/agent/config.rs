@@ -1,0 +1,37 @@
+//! What an agent joins with.
+
+use std::time::Duration;
+
+use crate::auth::Credential;
+
+/// How long joining may take: a slow control plane and a slow relay together.
+pub const JOIN_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a dial waits for the peer.
+pub const DIAL_DEADLINE: Duration = Duration::from_secs(30);
+/// How long leaving may take: log out, close the streams, end the threads.
+pub const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// What an agent joins a tailnet with.
+#[derive(Debug)]
+pub struct Config {
+    /// The control server's URL.
+    pub login_server: String,
+    /// What it logs in with.
+    pub credential: Credential,
+    /// The name that it asks for; control may add a number to it.
+    pub hostname: String,
+    /// The tags that it asks for, `tag:name`.
+    pub tags: Vec<String>,
+    /// Whether control should forget it once it is gone.
+    pub ephemeral: bool,
+    /// The SSH host keys that peers are told of, in OpenSSH's one-line form.
+    pub ssh_host_keys: Vec<String>,
+    /// The UDP port; 0 lets the kernel choose.
+    pub port: u16,
+    /// Whether peers may be reached directly. Off only in tests of the relayed path.
+    pub direct: bool,
+    /// Whether peers may be reached through relays. Off only in tests of the direct path.
+    pub derp: bool,
+    /// How long joining may take.
+    pub join_deadline: Duration,
+}

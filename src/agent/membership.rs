@@ -1,0 +1,143 @@
+//! What joins control and the dataplane: netmaps go one way, what this node learned of itself the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt as _, OptionFuture};
+use nixtail_proto::netmap::Netmap;
+use nixtail_proto::tailcfg::RegionId;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::status::State;
+use crate::control::{Control, ControlError, Update};
+use crate::net::dataplane::{Command, Facts};
+use crate::net::stun_servers;
+
+/// Orders that wait. There are few of them.
+const ORDERS: usize = 8;
+
+/// The task that keeps control and the dataplane informed of each other.
+#[derive(Debug)]
+pub(super) struct Membership {
+    orders: mpsc::Sender<Order>,
+    told: watch::Receiver<bool>,
+    state: watch::Receiver<State>,
+}
+
+enum Order {
+    SshHostKeys(Vec<String>),
+    End { deadline: Duration, reply: oneshot::Sender<Result<(), ControlError>> },
+}
+
+impl Membership {
+    /// Starts the task. It ends with [`Self::end`], or when this is dropped.
+    pub(super) fn start(control: Control, commands: mpsc::Sender<Command>, facts: watch::Receiver<Facts>) -> Self {
+        let (orders, inbox) = mpsc::channel(ORDERS);
+        let (state_sender, state) = watch::channel(State::Running);
+        let (told_sender, told) = watch::channel(false);
+        let netmap = control.netmap();
+        let resolving = None.into();
+        let task = Task { control, commands, facts, netmap, state: state_sender, told: told_sender, resolving };
+        tokio::spawn(task.run(inbox));
+        Self { orders, told, state }
+    }
+
+    /// Where the node is in its life.
+    pub(super) fn state(&self) -> State {
+        *self.state.borrow()
+    }
+
+    /// Whether control has taken what this node learned of itself, at least once.
+    pub(super) fn told(&self) -> watch::Receiver<bool> {
+        self.told.clone()
+    }
+
+    /// Publishes other SSH host keys.
+    pub(super) async fn set_ssh_host_keys(&self, keys: Vec<String>) {
+        // A task that is gone has nobody to tell.
+        let _ = self.orders.send(Order::SshHostKeys(keys)).await;
+    }
+
+    /// Logs out.
+    pub(super) async fn end(&self, deadline: Duration) -> Result<(), ControlError> {
+        let (reply, answer) = oneshot::channel();
+        // A task that is gone has logged out before.
+        let _ = self.orders.send(Order::End { deadline, reply }).await;
+        answer.await.unwrap_or(Ok(()))
+    }
+}
+
+struct Task {
+    control: Control,
+    commands: mpsc::Sender<Command>,
+    facts: watch::Receiver<Facts>,
+    netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    state: watch::Sender<State>,
+    told: watch::Sender<bool>,
+    // The look-up of the newest DERP map's STUN servers.
+    resolving: OptionFuture<BoxFuture<'static, Vec<(RegionId, std::net::SocketAddr)>>>,
+}
+
+impl Task {
+    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        self.netmap.mark_changed();
+        self.facts.mark_changed();
+        let mut acknowledgements = self.control.acknowledgements();
+        let mut status = self.control.status();
+        let mut known_relays = None;
+        loop {
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Order::SshHostKeys(keys)) => {
+                        self.control.update(Update { ssh_host_keys: Some(keys), ..Update::default() });
+                    }
+                    Some(Order::End { deadline, reply }) => {
+                        self.state.send_replace(State::Leaving);
+                        // An asker that went away doesn't want to know.
+                        let _ = reply.send(self.control.logout(deadline).await);
+                        return;
+                    }
+                    None => return,
+                },
+                Ok(()) = self.netmap.changed() => {
+                    let Some(netmap) = self.netmap.borrow_and_update().clone() else { continue };
+                    if known_relays.as_ref() != Some(&netmap.derp_map) {
+                        known_relays = Some(netmap.derp_map.clone());
+                        let regions = netmap.derp_map.clone();
+                        self.resolving = Some(async move { stun_servers::resolve(&regions).await }.boxed()).into();
+                    }
+                    if self.commands.send(Command::Netmap(netmap)).await.is_err() {
+                        tracing::debug!("the dataplane has ended before the membership");
+                    }
+                }
+                Ok(()) = self.facts.changed() => {
+                    let facts = self.facts.borrow_and_update().clone();
+                    self.control.update(Update {
+                        endpoints: facts.endpoints,
+                        net_info: facts.net_info,
+                        ssh_host_keys: None,
+                    });
+                    self.look_whether_told();
+                }
+                () = acknowledgements.next() => self.look_whether_told(),
+                Ok(()) = status.changed() => {
+                    let connected = status.borrow_and_update().connected_since.is_some();
+                    self.state.send_replace(if connected { State::Running } else { State::ControlLost });
+                }
+                Some(servers) = &mut self.resolving => {
+                    self.resolving = None.into();
+                    // A dataplane that is gone probes nothing.
+                    let _ = self.commands.send(Command::StunServers(servers)).await;
+                }
+            }
+        }
+    }
+
+    /// Peers can find us once control has taken where we are.
+    fn look_whether_told(&self) {
+        let knows_itself = self.facts.borrow().endpoints.is_some();
+        if knows_itself && self.control.is_told() {
+            self.told.send_replace(true);
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! The public API: join a tailnet, dial and listen there (TCP only), and leave.
+//!
+//! ```no_run
+//! # async fn example(config: nixtail::agent::Config) -> Result<(), Box<dyn std::error::Error>> {
+//! use nixtail::agent::{Agent, LEAVE_DEADLINE};
+//!
+//! let agent = Agent::join(config).await?;
+//! let stream = agent.dial("builder-1", 22).await?;
+//! # drop(stream);
+//! agent.leave(LEAVE_DEADLINE).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod config;
+mod error;
+mod membership;
+mod status;
+mod stream;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate, NodePublic};
+use nixtail_proto::names::{self, NameError};
+use nixtail_proto::netmap::Netmap;
+use nixtail_proto::node;
+use nixtail_proto::tailcfg;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, DIAL_DEADLINE, JOIN_DEADLINE, LEAVE_DEADLINE};
+pub use error::{DialError, JoinError, LeaveError, ListenError, PingError};
+pub use status::{OwnNode, Path, Peer, PingKind, Pong, State, Status};
+pub use stream::{Listener, Stream};
+
+use crate::control::{Control, ControlConfig};
+use crate::net::dataplane::{Command, Dataplane, Facts, Setup};
+use membership::Membership;
+
+/// A node on a tailnet. Clones are handles of the same node. When the last one goes without [`Agent::leave`], the node
+/// stops without telling control.
+#[derive(Clone, Debug)]
+pub struct Agent {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    login_server: String,
+    node_key: NodePublic,
+    dataplane: Dataplane,
+    membership: Membership,
+    netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    facts: watch::Receiver<Facts>,
+}
+
+impl Agent {
+    /// Joins a tailnet. Answers when peers can use this node: control has said who they are, knows where we are, and
+    /// our home relay is connected.
+    ///
+    /// # Errors
+    /// What refused it, or what was still missing when [`Config::join_deadline`] had passed. Nothing is left behind.
+    pub async fn join(config: Config) -> Result<Self, JoinError> {
+        Self::join_until(config, CancellationToken::new()).await
+    }
+
+    /// As [`Self::join`], and gives up, logged out again, when `cancel` is.
+    ///
+    /// # Errors
+    /// As [`Self::join`], or [`JoinError::Cancelled`].
+    pub async fn join_until(config: Config, cancel: CancellationToken) -> Result<Self, JoinError> {
+        let deadline = Instant::now() + config.join_deadline;
+        let after = config.join_deadline;
+        let (login_server, derp) = (config.login_server.clone(), config.derp);
+        let mut rng = rand::rng();
+        let machine_key = MachinePrivate::generate(&mut rng);
+        let node_key = NodePrivate::generate(&mut rng);
+        let disco_key = DiscoPrivate::generate(&mut rng);
+        let (own_key, own_disco_key) = (node_key.public(), disco_key.public());
+        let dataplane = Dataplane::start(Setup {
+            node_key,
+            disco_key,
+            port: config.port,
+            direct: config.direct,
+            derp: config.derp,
+        })
+        .await?;
+        let login = Control::login(ControlConfig {
+            url: config.login_server,
+            auth: Some(config.credential),
+            hostname: config.hostname,
+            tags: config.tags,
+            ephemeral: config.ephemeral,
+            machine_key,
+            node_key: own_key,
+            disco_key: own_disco_key,
+            ssh_host_keys: config.ssh_host_keys,
+            deadline: config.join_deadline,
+        });
+        let control = tokio::select! {
+            control = login => control?,
+            () = cancel.cancelled() => return Err(JoinError::Cancelled),
+        };
+        let netmap = control.netmap();
+        let facts = dataplane.facts();
+        let membership = Membership::start(control, dataplane.sender(), facts.clone());
+        let agent =
+            Self { inner: Arc::new(Inner { login_server, node_key: own_key, dataplane, membership, netmap, facts }) };
+        let unready = tokio::select! {
+            ready = tokio::time::timeout_at(deadline.into(), agent.until_ready(derp)) => match ready {
+                Ok(()) => return Ok(agent),
+                Err(_) => JoinError::Deadline { after, missing: agent.missing(derp) },
+            },
+            () = cancel.cancelled() => JoinError::Cancelled,
+        };
+        if let Err(error) = agent.leave(LEAVE_DEADLINE).await {
+            tracing::warn!(%error, "leaving after a join that failed");
+        }
+        Err(unready)
+    }
+
+    /// Opens a stream to a port of a peer, by its name, full name, or tailnet address.
+    ///
+    /// # Errors
+    /// Tells apart: nobody has that name, the peer is silent, it refuses, the policy forbids.
+    pub async fn dial(&self, host: &str, port: u16) -> Result<Stream, DialError> {
+        let (address, peer) = self.resolve(host)?;
+        let (reply, answer) = oneshot::channel();
+        if !self.inner.dataplane.send(Command::Connect { remote: SocketAddr::new(address, port), reply }).await {
+            return Err(DialError::NotRunning);
+        }
+        match tokio::time::timeout(DIAL_DEADLINE, answer).await {
+            Ok(Ok(Ok(parts))) => Ok(Stream::new(parts)),
+            Ok(Ok(Err(failure))) => Err(DialError::new(failure, host, port, self.is_offline(peer))),
+            Ok(Err(_)) => Err(DialError::NotRunning),
+            Err(_) => Err(DialError::Silent { host: host.to_owned(), port, offline: self.is_offline(peer) }),
+        }
+    }
+
+    /// Takes streams from peers to a port of this node, as far as the tailnet's policy lets them through.
+    ///
+    /// # Errors
+    /// A port that is listened to already.
+    pub async fn listen(&self, port: u16) -> Result<Listener, ListenError> {
+        let (reply, answer) = oneshot::channel();
+        if !self.inner.dataplane.send(Command::Listen { port, reply }).await {
+            return Err(ListenError::NotRunning);
+        }
+        let listening = answer.await.map_err(|_| ListenError::NotRunning)?;
+        listening.map(|streams| Listener::new(port, streams)).map_err(|source| ListenError::Port { port, source })
+    }
+
+    /// Asks a peer for an answer, and tells how long it took and over which path.
+    ///
+    /// # Errors
+    /// Nobody has that name, or no answer within `deadline`.
+    pub async fn ping(&self, host: &str, kind: PingKind, deadline: Duration) -> Result<Pong, PingError> {
+        let (address, peer) = self.resolve(host)?;
+        let peer = peer.ok_or_else(|| PingError::NoNode(host.to_owned()))?;
+        let kind = match kind {
+            PingKind::Disco => node::PingKind::Disco,
+            PingKind::Tsmp => node::PingKind::Tsmp,
+            PingKind::Icmp => node::PingKind::Icmp,
+        };
+        let (reply, answer) = oneshot::channel();
+        if !self.inner.dataplane.send(Command::Ping { peer, kind, reply }).await {
+            return Err(PingError::NotRunning);
+        }
+        match tokio::time::timeout(deadline, answer).await {
+            Ok(Ok(Ok(pong))) => Ok(Pong {
+                name: self.peer_name(&peer).unwrap_or_else(|| host.to_owned()),
+                address,
+                latency_ms: pong.latency.as_secs_f64() * 1e3,
+                path: pong.path.into(),
+            }),
+            Ok(Ok(Err(failure))) => Err(PingError::Failed { host: host.to_owned(), reason: failure.to_string() }),
+            Ok(Err(_)) => Err(PingError::NotRunning),
+            Err(_) => Err(PingError::Silent { host: host.to_owned(), after: deadline }),
+        }
+    }
+
+    /// The netmap, and how it changes. `None` never comes after a join.
+    pub fn netmap(&self) -> watch::Receiver<Option<Arc<Netmap>>> {
+        self.inner.netmap.clone()
+    }
+
+    /// This node's key.
+    pub fn node_key(&self) -> NodePublic {
+        self.inner.node_key
+    }
+
+    /// Tells peers, through control, of other SSH host keys, in OpenSSH's one-line form.
+    pub async fn set_ssh_host_keys(&self, keys: Vec<String>) {
+        self.inner.membership.set_ssh_host_keys(keys).await;
+    }
+
+    /// How this node and its peers are doing.
+    pub async fn status(&self) -> Status {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.inner.dataplane.send(Command::Peers { reply }).await;
+        let peers = if asked { answer.await.unwrap_or_default() } else { Vec::new() };
+        let paths: HashMap<NodePublic, node::PeerStatus> = peers.into_iter().map(|peer| (peer.key, peer)).collect();
+        let netmap = self.inner.netmap.borrow().clone().unwrap_or_default();
+        let facts = self.inner.facts.borrow().clone();
+        let mut health = netmap.health.clone();
+        if netmap.is_locked() {
+            health.push("tailnet lock is on, and nixtail can't check its signatures: no peer is used".to_owned());
+        }
+        let mut peers: Vec<Peer> = netmap.peers.values().map(|peer| describe(peer, paths.get(&peer.key))).collect();
+        peers.sort_by(|a, b| a.name.cmp(&b.name));
+        let own = &netmap.self_node;
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state: self.inner.membership.state(),
+            login_server: self.inner.login_server.clone(),
+            own: OwnNode {
+                name: own.short_name().to_owned(),
+                dns_name: own.dns_name().to_owned(),
+                addresses: netmap.addresses().collect(),
+                node_key: self.inner.node_key,
+                tags: own.tags.clone(),
+                endpoints: facts.endpoints.unwrap_or_default().into_iter().map(|(address, _)| address).collect(),
+                home_region: facts.home_region,
+            },
+            peers,
+            health,
+        }
+    }
+
+    /// Logs out, so that control forgets an ephemeral node at once, ends all streams, and waits for everything that
+    /// was started. A second call has nothing to do.
+    ///
+    /// # Errors
+    /// What didn't work. The node is down all the same.
+    pub async fn leave(&self, deadline: Duration) -> Result<(), LeaveError> {
+        let begun = Instant::now();
+        let logout = self.inner.membership.end(deadline).await;
+        let rest = deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(200));
+        let stopped = self.inner.dataplane.stop(rest).await;
+        logout?;
+        if stopped { Ok(()) } else { Err(LeaveError::Dataplane) }
+    }
+
+    fn resolve(&self, host: &str) -> Result<(IpAddr, Option<NodePublic>), NameError> {
+        let netmap = self.inner.netmap.borrow().clone().unwrap_or_default();
+        names::resolve(&netmap, host)
+    }
+
+    fn is_offline(&self, peer: Option<NodePublic>) -> bool {
+        let netmap = self.inner.netmap.borrow();
+        let peer = netmap.as_ref().zip(peer).and_then(|(netmap, key)| netmap.peer_by_key(&key));
+        peer.is_some_and(|peer| peer.online == Some(false))
+    }
+
+    fn peer_name(&self, key: &NodePublic) -> Option<String> {
+        let netmap = self.inner.netmap.borrow();
+        netmap.as_ref().and_then(|netmap| netmap.peer_by_key(key)).map(|peer| peer.short_name().to_owned())
+    }
+
+    async fn until_ready(&self, derp: bool) {
+        let (mut netmap, mut facts) = (self.inner.netmap.clone(), self.inner.facts.clone());
+        let mut told = self.inner.membership.told();
+        // The channels live as long as the agent.
+        let _ = netmap.wait_for(Option::is_some).await;
+        let _ = told.wait_for(|told| *told).await;
+        while !self.is_relay_ready(derp) {
+            tokio::select! {
+                _ = facts.changed() => {}
+                _ = netmap.changed() => {}
+            }
+        }
+    }
+
+    fn is_relay_ready(&self, derp: bool) -> bool {
+        let no_relay = self.inner.netmap.borrow().as_ref().is_some_and(|netmap| netmap.derp_map.is_empty());
+        let facts = self.inner.facts.borrow();
+        !derp || no_relay || facts.home_region.is_some_and(|home| facts.connected_regions.contains(&home))
+    }
+
+    fn missing(&self, derp: bool) -> &'static str {
+        if self.inner.netmap.borrow().is_none() {
+            "control hasn't sent a netmap"
+        } else if !self.is_relay_ready(derp) {
+            "no relay (DERP) could be reached; check that its TLS port and UDP 3478 are let out"
+        } else {
+            "control hasn't taken this node's endpoints"
+        }
+    }
+}
+
+impl From<node::Path> for Path {
+    fn from(path: node::Path) -> Self {
+        match path {
+            node::Path::None => Self::None,
+            node::Path::Direct(address) => Self::Direct { address },
+            node::Path::Derp(region) => Self::Derp { region },
+        }
+    }
+}
+
+fn describe(peer: &tailcfg::Node, known: Option<&node::PeerStatus>) -> Peer {
+    Peer {
+        name: peer.short_name().to_owned(),
+        dns_name: peer.dns_name().to_owned(),
+        addresses: peer.addresses.iter().map(|network| network.addr()).collect(),
+        node_key: peer.key,
+        tags: peer.tags.clone(),
+        online: peer.online,
+        path: known.map_or(Path::None, |known| known.path.into()),
+        rtt_ms: known.and_then(|known| known.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
+        bytes_sent: known.map_or(0, |known| known.bytes_sent),
+        bytes_received: known.map_or(0, |known| known.bytes_received),
+        last_handshake_s: known.and_then(|known| known.last_handshake).map(|at| at.elapsed().as_secs_f64()),
+    }
+}

@@ -1,0 +1,137 @@
+//! What an agent says of itself and its peers.
+
+use std::net::{IpAddr, SocketAddr};
+
+use nixtail_proto::key::NodePublic;
+use nixtail_proto::tailcfg::RegionId;
+use serde::{Deserialize, Serialize};
+
+/// The state of an agent, as [`Agent::status`](crate::agent::Agent::status) and `nixtail status --json` give it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// Whether it is on the tailnet.
+    pub state: State,
+    /// The control server that it belongs to.
+    pub login_server: String,
+    /// This node.
+    #[serde(rename = "self")]
+    pub own: OwnNode,
+    /// The other nodes of the netmap, by name.
+    pub peers: Vec<Peer>,
+    /// What the agent or control finds wrong, in words.
+    pub health: Vec<String>,
+}
+
+/// Where an agent is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum State {
+    /// On the tailnet.
+    Running,
+    /// On the tailnet as far as peers go, but the connection to control is down and being dialled again.
+    ControlLost,
+    /// On its way out.
+    Leaving,
+}
+
+/// This node, as the netmap has it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct OwnNode {
+    /// The first label of its DNS name.
+    pub name: String,
+    /// Its whole DNS name, without the last dot.
+    pub dns_name: String,
+    /// Its addresses inside the tailnet.
+    pub addresses: Vec<IpAddr>,
+    /// Its node key.
+    pub node_key: NodePublic,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Where peers may reach it, as it tells control.
+    pub endpoints: Vec<SocketAddr>,
+    /// Its home DERP region.
+    pub home_region: Option<RegionId>,
+}
+
+/// Another node of the tailnet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Peer {
+    /// The first label of its DNS name.
+    pub name: String,
+    /// Its whole DNS name, without the last dot.
+    pub dns_name: String,
+    /// Its addresses inside the tailnet.
+    pub addresses: Vec<IpAddr>,
+    /// Its node key.
+    pub node_key: NodePublic,
+    /// Its tags.
+    pub tags: Vec<String>,
+    /// Whether control sees it, where control says.
+    pub online: Option<bool>,
+    /// Over which path packets to it go now.
+    pub path: Path,
+    /// Round-trip time of that path in milliseconds, as last measured.
+    pub rtt_ms: Option<f64>,
+    /// Bytes sent to it through the tunnel.
+    pub bytes_sent: u64,
+    /// Bytes received from it through the tunnel.
+    pub bytes_received: u64,
+    /// Seconds since the last WireGuard handshake with it.
+    pub last_handshake_s: Option<f64>,
+}
+
+/// The path to a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Path {
+    /// Nothing was sent to it, or no way to it is known.
+    None,
+    /// UDP to this address.
+    Direct {
+        /// The peer's endpoint.
+        address: SocketAddr,
+    },
+    /// Through a relay.
+    Derp {
+        /// The relay's region.
+        region: RegionId,
+    },
+}
+
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::None => f.write_str("-"),
+            Self::Direct { address } => write!(f, "{address}"),
+            Self::Derp { region } => write!(f, "DERP region {region}"),
+        }
+    }
+}
+
+/// What a ping asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PingKind {
+    /// The peer's node, outside the tunnel: which path there is, and how long it takes.
+    #[default]
+    Disco,
+    /// The peer's node, through the tunnel, by Tailscale's own message: its filter doesn't matter.
+    Tsmp,
+    /// The peer's system, through the tunnel and its filter.
+    Icmp,
+}
+
+/// The answer to a ping.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Pong {
+    /// The peer's name.
+    pub name: String,
+    /// The address that was pinged.
+    pub address: IpAddr,
+    /// The round trip in milliseconds.
+    pub latency_ms: f64,
+    /// The path that it took.
+    pub path: Path,
+}

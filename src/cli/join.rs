@@ -1,0 +1,116 @@
+//! How a command joins the tailnet: flags, then environment, then default.
+
+use crate::agent::{Config, JOIN_DEADLINE};
+use crate::auth::Credential;
+use crate::report::{Exit, Failure};
+
+/// Tailscale's own control plane.
+const DEFAULT_LOGIN_SERVER: &str = "https://controlplane.tailscale.com";
+
+/// The flags of every command that joins.
+#[derive(clap::Args)]
+pub(super) struct JoinArgs {
+    /// What to log in with: an auth key, or `file:PATH` of a file that holds it [env: TS_AUTHKEY, TS_AUTHKEY_FILE].
+    #[arg(long, value_name = "KEY")]
+    auth_key: Option<String>,
+    /// The control server.
+    #[arg(long, env = "TS_CONTROL_URL", value_name = "URL", default_value = DEFAULT_LOGIN_SERVER)]
+    login_server: String,
+    /// The name of this node [default: this machine's].
+    #[arg(long, env = "TS_HOSTNAME", value_name = "NAME")]
+    hostname: Option<String>,
+    /// The tags of this node, with or without `tag:`, separated by commas or spaces.
+    #[arg(long, env = "TS_TAGS", value_name = "TAGS")]
+    tags: Option<String>,
+    /// The UDP port for direct connections; 0 takes any.
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    #[command(flatten)]
+    pub(super) socket: super::socket::SocketArgs,
+    /// For tests: reach peers through relays only.
+    #[arg(long, hide = true, conflicts_with = "no_derp")]
+    no_direct: bool,
+    /// For tests: reach peers directly only.
+    #[arg(long, hide = true)]
+    no_derp: bool,
+}
+
+impl JoinArgs {
+    /// What to log in with, from wherever it was given.
+    pub(super) fn credential(&self) -> Result<Credential, Failure> {
+        if self.auth_key.as_ref().is_some_and(|given| !given.starts_with("file:")) {
+            super::say(
+                &"the auth key stands on the command line, where every user of this machine can read it; \
+                  use TS_AUTHKEY or --auth-key file:PATH",
+            );
+        }
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let is_set = |names: [&str; 2]| names.into_iter().any(|name| variable(name).is_some());
+        if self.auth_key.is_none()
+            && is_set(["TS_AUTHKEY", "TS_AUTH_KEY"])
+            && is_set(["TS_AUTHKEY_FILE", "TS_AUTH_KEY_FILE"])
+        {
+            let message = "TS_AUTHKEY and TS_AUTHKEY_FILE are both set, and which of them is meant can't be told";
+            return Err(Failure::new(Exit::Configuration, message).next("unset one of them"));
+        }
+        let found = Credential::find(self.auth_key.as_deref(), variable);
+        found.map_err(|error| Failure::new(Exit::Configuration, error))?.ok_or_else(|| {
+            Failure::new(Exit::Configuration, "there is nothing to log in with").next(
+                "set TS_AUTHKEY, or give --auth-key file:PATH; Tailscale's admin console makes auth keys, \
+                 as does `headscale preauthkeys create`",
+            )
+        })
+    }
+
+    /// What the agent joins with.
+    pub(super) fn config(&self, credential: Credential) -> Result<Config, Failure> {
+        let hostname = self.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(machine_name);
+        Ok(Config {
+            login_server: self.login_server.clone(),
+            credential,
+            hostname: nixtail_proto::names::valid_hostname(&hostname),
+            tags: tags(self.tags.as_deref().unwrap_or_default())?,
+            ephemeral: true,
+            ssh_host_keys: Vec::new(),
+            port: self.port,
+            direct: !self.no_direct,
+            derp: !self.no_derp,
+            join_deadline: JOIN_DEADLINE,
+        })
+    }
+}
+
+fn machine_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Reads a list of tags. The names' own rules are control's matter; what can't be one is told here.
+fn tags(list: &str) -> Result<Vec<String>, Failure> {
+    let words = list.split([',', ' ']).filter(|word| !word.is_empty());
+    words
+        .map(|word| {
+            let name = word.strip_prefix("tag:").unwrap_or(word);
+            let starts_right = name.starts_with(|first: char| first.is_ascii_alphabetic());
+            let is_name = |character: char| character.is_ascii_alphanumeric() || character == '-';
+            if starts_right && name.chars().all(is_name) {
+                Ok(format!("tag:{name}"))
+            } else {
+                Err(Failure::new(Exit::Usage, format!("{word:?} can't be a tag"))
+                    .next("a tag is letters, digits and hyphens, and begins with a letter"))
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tags_come_with_or_without_their_prefix() {
+        assert_eq!(tags("tag:ci, builder  x-1").unwrap(), ["tag:ci", "tag:builder", "tag:x-1"]);
+        assert_eq!(tags("").unwrap(), Vec::<String>::new());
+        assert_eq!(tags("tag:1a").unwrap_err().exit, Exit::Usage);
+        assert!(tags("a\u{1b}[0m").is_err());
+    }
+}

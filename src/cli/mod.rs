@@ -1,0 +1,120 @@
+//! The command line: one file for each command. stdout is data, stderr is for people.
+
+mod background;
+mod down;
+mod ip;
+mod join;
+mod nc;
+mod ping;
+mod session;
+mod socket;
+mod status;
+mod up;
+mod version;
+
+use std::process::ExitCode;
+
+use clap::{ArgAction, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::report::{Exit, Failure};
+
+/// Puts this process on a Tailscale network: no tailscaled, no root, no TUN device.
+#[derive(Parser)]
+#[command(name = "nixtail", disable_version_flag = true, arg_required_else_help = true, max_term_width = 100)]
+struct CommandLine {
+    /// Say more on stderr: -v what happens, -vv details, -vvv everything.
+    #[arg(short, long, action = ArgAction::Count, global = true)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Up(up::Args),
+    Status(status::Args),
+    Ping(ping::Args),
+    Nc(nc::Args),
+    Ip(ip::Args),
+    Down(down::Args),
+    Version(version::Args),
+}
+
+/// Runs the command that this process was started with.
+pub fn main() -> ExitCode {
+    let line = CommandLine::parse();
+    start_log(line.verbose);
+    let ended = match line.command {
+        Command::Up(args) => up::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Ping(args) => ping::run(&args),
+        Command::Nc(args) => nc::run(&args),
+        Command::Ip(args) => ip::run(&args),
+        Command::Down(args) => down::run(&args),
+        Command::Version(args) => version::run(&args),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            say(&failure);
+            ExitCode::from(failure.exit.code())
+        }
+    }
+}
+
+/// Tells a person something, on stderr.
+fn say(message: &impl std::fmt::Display) {
+    use std::io::Write;
+    // A stderr that nobody reads is no reason to fail.
+    let _ = writeln!(std::io::stderr(), "nixtail: {message}");
+}
+
+/// Writes one line of data to stdout.
+fn print(line: &impl std::fmt::Display) -> Result<(), Failure> {
+    use std::io::Write;
+    let mut stdout = std::io::stdout().lock();
+    let written = writeln!(stdout, "{line}").and_then(|()| stdout.flush());
+    written.map_err(|error| Failure::new(Exit::General, format!("stdout can't be written: {error}")))
+}
+
+/// Writes one JSON document to stdout.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|error| Failure::new(Exit::General, format!("the answer can't be written as JSON: {error}")))?;
+    print(&text)
+}
+
+fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
+    tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new(Exit::General, format!("the runtime can't start: {error}")))
+}
+
+fn start_log(verbose: u8) {
+    let default = match verbose {
+        0 => "warn",
+        1 => "nixtail=info,nixtail_proto=info,warn",
+        2 => "nixtail=debug,nixtail_proto=debug,info",
+        _ => "trace",
+    };
+    let filter = EnvFilter::try_from_env("NIXTAIL_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+        && std::io::IsTerminal::is_terminal(&std::io::stderr());
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(colour);
+    // Only a test has one already.
+    let _ = subscriber.try_init();
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        CommandLine::command().debug_assert();
+    }
+}

@@ -1,0 +1,180 @@
+//! A command that stays: it joins, does its role's work, serves the local API, and leaves when it is told to.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::Method;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::background;
+use super::join::JoinArgs;
+use super::nc::Target;
+use super::ping::Question;
+use crate::agent::{Agent, Config, JoinError, LEAVE_DEADLINE};
+use crate::local::{BoundSocket, Request, Routes, Server};
+use crate::report::{Exit, Failure, plain};
+
+/// How long calls of the local API that are being answered may take at the end.
+const CALLS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a role may take to stop.
+const ROLE_DEADLINE: Duration = Duration::from_secs(10);
+/// A ping may wait this long at the most.
+const LONGEST_PING: Duration = Duration::from_secs(3600);
+
+/// The flags of a command that stays.
+#[derive(clap::Args)]
+pub(super) struct Background {
+    /// Return when ready, and go on in the background; its messages go to a file beside the socket.
+    #[arg(long)]
+    background: bool,
+    /// The background process itself: its key comes on stdin.
+    #[arg(long, hide = true, conflicts_with = "background")]
+    detached: bool,
+}
+
+/// What a command that stays does besides being on the tailnet.
+pub(super) trait Role {
+    /// Starts its work and adds its verbs to the local API, before the command says that it is ready.
+    async fn start(&mut self, agent: &Agent, routes: &mut Routes) -> Result<(), Failure>;
+    /// Ends when the role does, by itself. Called again after it was cancelled.
+    async fn finished(&mut self) -> Result<(), Failure>;
+    /// Ends the role's work, before the node leaves.
+    async fn stop(&mut self);
+}
+
+/// Runs a role from join to leave.
+pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result<(), Failure> {
+    let path = join.socket.path()?;
+    if mode.background {
+        return background::start(&path, &join.credential()?);
+    }
+    let credential = if mode.detached { background::receive()? } else { join.credential()? };
+    let config = join.config(credential)?;
+    let bound = path.bind().map_err(|error| super::socket::refused(&error))?;
+    let runtime = super::runtime()?;
+    let ended = runtime.block_on(live(config, bound, role));
+    // Nothing that a deadline gave up may keep the process.
+    runtime.shutdown_timeout(Duration::from_millis(500));
+    if mode.detached && ended.is_ok() {
+        background::remove_log(&path);
+    }
+    ended
+}
+
+async fn live(config: Config, bound: BoundSocket, mut role: impl Role) -> Result<(), Failure> {
+    let stop = stop_on_signals()?;
+    let begun = Instant::now();
+    let agent = match Agent::join_until(config, stop.clone()).await {
+        Ok(agent) => agent,
+        Err(JoinError::Cancelled) => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let (left_sender, left) = watch::channel(None);
+    let mut routes = routes(&agent, &stop, left);
+    let ended = match role.start(&agent, &mut routes).await {
+        Ok(()) => serve(&agent, bound, routes, &mut role, &stop, begun).await,
+        Err(failure) => Ended { server: None, result: Err(failure) },
+    };
+    if tokio::time::timeout(ROLE_DEADLINE, role.stop()).await.is_err() {
+        tracing::warn!("the role's work didn't end in time");
+    }
+    let leave = agent.leave(LEAVE_DEADLINE).await.map_err(Failure::from);
+    left_sender.send_replace(Some(leave.clone()));
+    if let Some(server) = ended.server {
+        server.stop(CALLS_DEADLINE).await;
+    }
+    ended.result.and(leave)
+}
+
+struct Ended {
+    server: Option<Server>,
+    result: Result<(), Failure>,
+}
+
+async fn serve(
+    agent: &Agent,
+    bound: BoundSocket,
+    routes: Routes,
+    role: &mut impl Role,
+    stop: &CancellationToken,
+    begun: Instant,
+) -> Ended {
+    let server = match Server::start(bound, routes) {
+        Ok(server) => server,
+        Err(error) => return Ended { server: None, result: Err(Failure::new(Exit::General, error)) },
+    };
+    let status = agent.status().await;
+    let addresses: Vec<String> = status.own.addresses.iter().map(ToString::to_string).collect();
+    tracing::info!(seconds = begun.elapsed().as_secs_f64(), "ready");
+    let ready = format!("ready {} {}", plain(&status.own.dns_name), addresses.join(" "));
+    let result = match super::print(&ready) {
+        Ok(()) => tokio::select! {
+            finished = role.finished() => finished,
+            () = stop.cancelled() => Ok(()),
+        },
+        Err(failure) => Err(failure),
+    };
+    Ended { server: Some(server), result }
+}
+
+/// The verbs of every agent: `/status`, `/ping`, `/dial`, `/stop`.
+fn routes(agent: &Agent, stop: &CancellationToken, left: watch::Receiver<Option<Result<(), Failure>>>) -> Routes {
+    let mut routes = Routes::new();
+    let status = agent.clone();
+    routes.add(Method::GET, "/status", move |_| {
+        let agent = status.clone();
+        async move { Ok(agent.status().await) }
+    });
+    let ping = agent.clone();
+    routes.add(Method::POST, "/ping", move |request: Request| {
+        let agent = ping.clone();
+        async move {
+            let Question { host, kind, timeout_ms } = request.json()?;
+            let deadline = Duration::from_millis(timeout_ms).min(LONGEST_PING);
+            agent.ping(&host, kind, deadline).await.map_err(Failure::from)
+        }
+    });
+    let dial = agent.clone();
+    routes.add_stream(Method::POST, "/dial", move |request: Request| {
+        let agent = dial.clone();
+        async move {
+            let Target { host, port } = request.json()?;
+            agent.dial(&host, port).await.map_err(Failure::from)
+        }
+    });
+    let stop = stop.clone();
+    routes.add(Method::POST, "/stop", move |_| {
+        let (stop, mut left) = (stop.clone(), left.clone());
+        async move {
+            stop.cancel();
+            // The sender lives until the server, and with it this call, is stopped.
+            let left = left.wait_for(Option::is_some).await.ok().and_then(|left| left.clone());
+            left.unwrap_or(Ok(())).map(|()| serde_json::json!({"stopped": true}))
+        }
+    });
+    routes
+}
+
+/// A token that the first SIGTERM, SIGINT or SIGHUP cancels. The second ends the process at once.
+fn stop_on_signals() -> Result<CancellationToken, Failure> {
+    let stop = CancellationToken::new();
+    let kinds = [(SignalKind::terminate(), 143), (SignalKind::interrupt(), 130), (SignalKind::hangup(), 129)];
+    let once = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    for (kind, status) in kinds {
+        let mut signals =
+            signal(kind).map_err(|error| Failure::new(Exit::General, format!("signals can't be caught: {error}")))?;
+        let (stop, once) = (stop.clone(), once.clone());
+        tokio::spawn(async move {
+            while signals.recv().await.is_some() {
+                if once.swap(true, std::sync::atomic::Ordering::SeqCst) {
+                    std::process::exit(status);
+                }
+                super::say(&"leaving the tailnet; once more ends it at once");
+                stop.cancel();
+            }
+        });
+    }
+    Ok(stop)
+}
