@@ -23,5 +23,5 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     if addresses.is_empty() {
         return Err(Failure::new(Exit::Unavailable, "this node has no such address in its tailnet"));
     }
-    addresses.into_iter().try_for_each(|address| print(address))
+    addresses.into_iter().try_for_each(print)
 }

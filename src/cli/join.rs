@@ -1,5 +1,7 @@
 //! How a command joins the tailnet: flags, then environment, then default.
 
+use std::time::Duration;
+
 use crate::agent::{Config, JOIN_DEADLINE};
 use crate::auth::Credential;
 use crate::report::{Exit, Failure};
@@ -25,6 +27,9 @@ pub(super) struct JoinArgs {
     /// The UDP port for direct connections; 0 takes any.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
+    /// Seconds that joining may take; it is tried again and again until then.
+    #[arg(long, value_name = "SECONDS", default_value_t = JOIN_DEADLINE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
     #[command(flatten)]
     pub(super) socket: super::socket::SocketArgs,
     /// For tests: reach peers through relays only.
@@ -75,7 +80,7 @@ impl JoinArgs {
             port: self.port,
             direct: !self.no_direct,
             derp: !self.no_derp,
-            join_deadline: JOIN_DEADLINE,
+            join_deadline: Duration::from_secs(self.timeout),
         })
     }
 }
@@ -85,7 +90,7 @@ fn machine_name() -> String {
 }
 
 /// Reads a list of tags. The names' own rules are control's matter; what can't be one is told here.
-fn tags(list: &str) -> Result<Vec<String>, Failure> {
+pub(super) fn tags(list: &str) -> Result<Vec<String>, Failure> {
     let words = list.split([',', ' ']).filter(|word| !word.is_empty());
     words
         .map(|word| {

@@ -1,6 +1,8 @@
 //! The command line: one file for each command. stdout is data, stderr is for people.
 
 mod background;
+#[cfg(feature = "devnet")]
+mod devnet;
 mod down;
 mod ip;
 mod join;
@@ -39,6 +41,8 @@ enum Command {
     Ip(ip::Args),
     Down(down::Args),
     Version(version::Args),
+    #[cfg(feature = "devnet")]
+    Devnet(devnet::Args),
 }
 
 /// Runs the command that this process was started with.
@@ -53,6 +57,8 @@ pub fn main() -> ExitCode {
         Command::Ip(args) => ip::run(&args),
         Command::Down(args) => down::run(&args),
         Command::Version(args) => version::run(&args),
+        #[cfg(feature = "devnet")]
+        Command::Devnet(args) => devnet::run(&args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

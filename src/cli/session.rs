@@ -64,7 +64,7 @@ pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result
 }
 
 async fn live(config: Config, bound: BoundSocket, mut role: impl Role) -> Result<(), Failure> {
-    let stop = stop_on_signals()?;
+    let stop = stop_on_signals("leaving the tailnet")?;
     let begun = Instant::now();
     let agent = match Agent::join_until(config, stop.clone()).await {
         Ok(agent) => agent,
@@ -158,7 +158,7 @@ fn routes(agent: &Agent, stop: &CancellationToken, left: watch::Receiver<Option<
 }
 
 /// A token that the first SIGTERM, SIGINT or SIGHUP cancels. The second ends the process at once.
-fn stop_on_signals() -> Result<CancellationToken, Failure> {
+pub(super) fn stop_on_signals(words: &'static str) -> Result<CancellationToken, Failure> {
     let stop = CancellationToken::new();
     let kinds = [(SignalKind::terminate(), 143), (SignalKind::interrupt(), 130), (SignalKind::hangup(), 129)];
     let once = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -171,7 +171,7 @@ fn stop_on_signals() -> Result<CancellationToken, Failure> {
                 if once.swap(true, std::sync::atomic::Ordering::SeqCst) {
                     std::process::exit(status);
                 }
-                super::say(&"leaving the tailnet; once more ends it at once");
+                super::say(&format_args!("{words}; once more ends it at once"));
                 stop.cancel();
             }
         });

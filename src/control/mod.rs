@@ -202,7 +202,7 @@ impl Acknowledgements {
     /// The next one. Never comes once control's task has ended.
     pub(crate) async fn next(&mut self) {
         if self.0.changed().await.is_err() {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 }

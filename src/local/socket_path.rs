@@ -93,7 +93,7 @@ impl SocketPath {
     /// # Errors
     /// Why that can't be done here.
     pub fn bind(&self) -> Result<BoundSocket, BindError> {
-        let folder = self.0.parent().unwrap_or(Path::new("/"));
+        let folder = self.0.parent().unwrap_or_else(|| Path::new("/"));
         prepare_folder(folder, self.0 == default_path())?;
         // Two agents that find the same stale socket must not remove each other's new one.
         let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;

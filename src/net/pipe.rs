@@ -129,18 +129,18 @@ impl<Id: Copy> Pipe<Id> {
         queue.wake();
     }
 
-    /// Dataplane: the connection is gone, with an error or in order.
+    /// Dataplane: the connection is gone, with an error or in order. The first reason given stands.
     pub(crate) fn close(&self, broken: Option<Broken>) {
         let mut outbound = lock(&self.outbound);
         outbound.abandoned = true;
         outbound.chunks.clear();
         outbound.bytes = 0;
-        outbound.broken.clone_from(&broken);
+        outbound.broken = outbound.broken.take().or_else(|| broken.clone());
         outbound.wake();
         drop(outbound);
         let mut inbound = lock(&self.inbound);
         inbound.ended = true;
-        inbound.broken = broken;
+        inbound.broken = inbound.broken.take().or(broken);
         inbound.wake();
     }
 
@@ -228,7 +228,7 @@ impl<Id: Copy> PipeEnd<Id> {
         outbound.chunks.clear();
         outbound.offset = 0;
         outbound.bytes = 0;
-        outbound.broken.get_or_insert(Broken {
+        outbound.broken.get_or_insert_with(|| Broken {
             kind: io::ErrorKind::ConnectionAborted,
             reason: "the connection was reset by this side".to_owned(),
         });
@@ -408,6 +408,7 @@ mod tests {
         pipe.close(Some(Broken { kind: io::ErrorKind::ConnectionReset, reason: "the peer reset it".to_owned() }));
         let mut buf = [0; 16];
         assert_eq!(end.read(&mut buf).await.unwrap(), 4);
+        pipe.close(None);
         let error = end.read(&mut buf).await.unwrap_err();
         assert_eq!((error.kind(), error.to_string().as_str()), (io::ErrorKind::ConnectionReset, "the peer reset it"));
         assert_eq!(end.write(b"x").await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);

@@ -1,0 +1,60 @@
+//! `nixtail devnet`: a control server, a relay and a STUN server on loopback, for trying things out.
+
+use std::net::IpAddr;
+
+use nixtail_devnet::{AuthKeyOptions, Config, Devnet, DevnetError, Policy};
+
+use super::{print, print_json, runtime, session};
+use crate::local::SCHEMA;
+use crate::report::{Exit, Failure};
+
+/// Run a tailnet of your own on loopback, for tests: control server, relay, STUN.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// The address to listen on.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    listen: IpAddr,
+    /// The control server's port; 0 takes a free one.
+    #[arg(long, value_name = "PORT", default_value_t = 0)]
+    port: u16,
+    /// Serve an address that others can reach all the same. Whoever has the key can join; nothing is kept.
+    #[arg(long)]
+    force: bool,
+    /// Let every node reach every other, instead of the policy of a run with builders and a coordinator.
+    #[arg(long)]
+    allow_all: bool,
+    /// The tags that the key's nodes have, separated by commas or spaces.
+    #[arg(long, value_name = "TAGS")]
+    tags: Option<String>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let tags = super::join::tags(args.tags.as_deref().unwrap_or_default())?;
+    runtime()?.block_on(async {
+        let stop = session::stop_on_signals("stopping the devnet")?;
+        let policy = if args.allow_all { Policy::allow_all() } else { Policy::nix_ci() };
+        let config =
+            Config { listen: args.listen, force: args.force, control_port: args.port, policy, ..Config::default() };
+        let devnet = Devnet::start(config).await.map_err(|error| refused(&error))?;
+        let options = AuthKeyOptions { reusable: true, ephemeral: true, tags, ..AuthKeyOptions::default() };
+        let key = devnet.add_auth_key(options).map_err(|error| refused(&error))?;
+        // The key is this command's answer: it opens a tailnet that ends with this process.
+        let (url, key) = (devnet.url(), key.expose());
+        if args.json {
+            print_json(&serde_json::json!({ "schema": SCHEMA, "login_server": url, "auth_key": key }))?;
+        } else {
+            super::say(&"this tailnet is for tests; it ends with this process");
+            print(&format!("ready TS_CONTROL_URL={url} TS_AUTHKEY={key}"))?;
+        }
+        stop.cancelled().await;
+        devnet.shutdown().await;
+        Ok(())
+    })
+}
+
+fn refused(error: &DevnetError) -> Failure {
+    Failure::new(Exit::Configuration, error)
+}
