@@ -173,6 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[expect(clippy::disallowed_methods, reason = "virtual time needs an origin")]
     fn a_budget_is_spent_and_comes_back_with_time() {
         let start = Instant::now();
         let mut budget = Budget::default();

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nixtail_proto::key::{DiscoPrivate, NodePrivate, NodePublic};
+use nixtail_proto::key::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::node::{Destination, Event, Node, NodeConfig, Path, PingId, PingKind};
 use nixtail_proto::stack::{ConnectionError, ConnectionId, Read};
@@ -77,6 +77,8 @@ pub(crate) struct World {
     pub(crate) derp: Link,
     /// Who lets whom in: (from, to) pairs that the filter of `to` doesn't allow.
     pub(crate) denied: BTreeSet<(usize, usize)>,
+    /// Peers that are in everybody's netmap and never there.
+    pub(crate) absent: u32,
     pub(crate) tap: Option<Tap>,
     pub(crate) relayed_bytes: u64,
     pub(crate) direct_bytes: u64,
@@ -98,6 +100,7 @@ impl World {
             udp: Link::default(),
             derp: Link { delay: 5 * MILLISECOND, ..Link::default() },
             denied: BTreeSet::new(),
+            absent: 0,
             tap: None,
             relayed_bytes: 0,
             direct_bytes: 0,
@@ -197,7 +200,8 @@ impl World {
     /// Gives a host a netmap with the peers that it may know.
     pub(crate) fn publish_to(&mut self, host: usize, knows: impl Fn(usize) -> bool) {
         let peers = (0..self.hosts.len()).filter(|peer| *peer != host && knows(*peer));
-        let peers = peers.map(|peer| (self.hosts[peer].record.id, Arc::new(self.hosts[peer].record.clone()))).collect();
+        let peers = peers.map(|peer| self.hosts[peer].record.clone()).chain((0..self.absent).map(absent_peer));
+        let peers = peers.map(|peer| (peer.id, Arc::new(peer))).collect();
         let netmap = Netmap {
             self_node: Arc::new(self.hosts[host].record.clone()),
             peers,
@@ -498,6 +502,21 @@ fn pattern() -> &'static [u8] {
         StdRng::seed_from_u64(1).fill_bytes(&mut period);
         period.repeat(2)
     })
+}
+
+fn absent_peer(number: u32) -> tailcfg::Node {
+    let [_, a, b, c] = number.to_be_bytes();
+    let mut key = [0xee; 32];
+    key[..4].copy_from_slice(&number.to_be_bytes());
+    tailcfg::Node {
+        id: 1000 + i64::from(number),
+        key: NodePublic::from_bytes(key),
+        disco_key: DiscoPublic::from_bytes(key),
+        addresses: vec![format!("100.{}.{b}.{c}/32", 65 + a).parse().unwrap()],
+        endpoints: vec![([10, a, b, c], 41641).into()],
+        home_derp: REGION,
+        ..tailcfg::Node::default()
+    }
 }
 
 fn region() -> DerpRegion {

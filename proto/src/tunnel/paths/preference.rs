@@ -15,15 +15,13 @@ pub(super) fn is_better(new: (SocketAddr, Duration), current: (SocketAddr, Durat
     let (new_latency, current_latency) = (new.1.as_micros(), current.1.as_micros());
     let slower = new_latency.max(current_latency);
     let (mut new_points, mut current_points) = (points(new.0), points(current.0));
-    let mut moved = new_points != current_points;
-    if slower > 0 {
-        let percent = slower.abs_diff(new_latency.min(current_latency)) * 100 / slower;
-        moved |= percent > SAME_WITHIN;
-        if new_latency < current_latency {
-            new_points += percent;
-        } else {
-            current_points += percent;
-        }
+    let difference = new_latency.abs_diff(current_latency) * 100;
+    let percent = difference.checked_div(slower).unwrap_or(0);
+    let moved = new_points != current_points || percent > SAME_WITHIN;
+    if new_latency < current_latency {
+        new_points += percent;
+    } else {
+        current_points += percent;
     }
     moved && new_points > current_points
 }
