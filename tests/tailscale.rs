@@ -228,6 +228,30 @@ fn up_in_the_background_returns_when_ready_and_down_ends_it() {
 }
 
 #[test]
+fn one_that_is_stopped_while_it_joins_leaves_nothing() {
+    let Some(headscale) = Headscale::start(ALLOW_ALL) else { return };
+    let key = headscale.preauth_key(REUSABLE);
+    // Before it registers, while it does (headscale takes a second), and while it waits to be ready.
+    for (number, after) in [50, 300, 600, 1200].into_iter().enumerate() {
+        let folder = tempfile::tempdir().unwrap();
+        let (name, socket) = (format!("brief-{number}"), folder.path().join("sock").display().to_string());
+        let args = ["up", "--login-server", headscale.url(), "--hostname", &name, "--socket", &socket];
+        let log = folder.path().join("log");
+        let env = [("TS_AUTHKEY", key.as_str())];
+        let mut up = lab::process::Process::start(&name, &lab::nixtail::program(), args, env, &log);
+        std::thread::sleep(Duration::from_millis(after));
+        up.signal(Signal::TERM);
+        let begun = Instant::now();
+        let status = up.wait(PATIENCE);
+        // The first may end before it has set up its signals.
+        assert!(status.success() || number == 0, "{status:?}");
+        assert!(begun.elapsed() < Duration::from_secs(8), "it took {:?}", begun.elapsed());
+        assert!(!headscale_has(&headscale, &name), "{name} is left");
+        assert!(number == 0 || !std::path::Path::new(&socket).exists());
+    }
+}
+
+#[test]
 fn a_key_that_control_refuses_is_told_as_such() {
     let Some(headscale) = Headscale::start(ALLOW_ALL) else { return };
     let folder = tempfile::tempdir().unwrap();

@@ -40,6 +40,9 @@ use crate::control::{Control, ControlConfig};
 use crate::net::dataplane::{Command, Dataplane, Facts, Setup};
 use membership::Membership;
 
+/// How long a login that nobody wants any more is waited for, so that it can be undone.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(3);
+
 /// A node on a tailnet. Clones are handles of the same node. When the last one goes without [`Agent::leave`], the node
 /// stops without telling control.
 #[derive(Clone, Debug)]
@@ -100,9 +103,18 @@ impl Agent {
             ssh_host_keys: config.ssh_host_keys,
             deadline: config.join_deadline,
         });
+        tokio::pin!(login);
         let control = tokio::select! {
-            control = login => control?,
-            () = cancel.cancelled() => return Err(JoinError::Cancelled),
+            control = &mut login => control?,
+            () = cancel.cancelled() => {
+                // Control may have let the node in already. Only a login that is seen to its end can be undone.
+                if let Ok(Ok(control)) = tokio::time::timeout(CANCEL_DEADLINE, login).await
+                    && let Err(error) = control.logout(LEAVE_DEADLINE).await
+                {
+                    tracing::warn!(%error, "logging out after a join that was stopped");
+                }
+                return Err(JoinError::Cancelled);
+            }
         };
         let netmap = control.netmap();
         let facts = dataplane.facts();
