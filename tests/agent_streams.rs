@@ -80,7 +80,9 @@ async fn transfer(direct: bool, derp: bool, amount: usize) -> f64 {
         stream.shutdown().await.unwrap();
         at
     });
+    let begun = Instant::now();
     let mut stream = left.dial("right", 9000).await.unwrap();
+    eprintln!("figure: first connection {:?}", begun.elapsed());
     let begun = Instant::now();
     let data: Vec<u8> = (0..amount).map(byte).collect();
     timeout(PATIENCE, stream.write_all(&data)).await.expect("written in time").unwrap();
@@ -90,8 +92,10 @@ async fn transfer(direct: bool, derp: bool, amount: usize) -> f64 {
     assert_eq!(answer, "got it all");
     assert_eq!(receiving.await.unwrap(), amount);
     let rate = amount as f64 * 8.0 / 1e6 / begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
     left.leave(LEAVE_DEADLINE).await.unwrap();
     right.leave(LEAVE_DEADLINE).await.unwrap();
+    eprintln!("figure: both left after {:?}", begun.elapsed());
     assert!(net.devnet.nodes().is_empty(), "both have logged out");
     net.devnet.shutdown().await;
     rate
