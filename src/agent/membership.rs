@@ -22,6 +22,7 @@ pub(super) struct Membership {
     orders: mpsc::Sender<Order>,
     told: watch::Receiver<bool>,
     state: watch::Receiver<State>,
+    netmap: watch::Receiver<Option<Arc<Netmap>>>,
 }
 
 enum Order {
@@ -35,16 +36,23 @@ impl Membership {
         let (orders, inbox) = mpsc::channel(ORDERS);
         let (state_sender, state) = watch::channel(State::Running);
         let (told_sender, told) = watch::channel(false);
+        let (published, published_netmap) = watch::channel(None);
         let netmap = control.netmap();
         let resolving = None.into();
-        let task = Task { control, commands, facts, netmap, state: state_sender, told: told_sender, resolving };
+        let task =
+            Task { control, commands, facts, netmap, published, state: state_sender, told: told_sender, resolving };
         tokio::spawn(task.run(inbox));
-        Self { orders, told, state }
+        Self { orders, told, state, netmap: published_netmap }
     }
 
     /// Where the node is in its life.
     pub(super) fn state(&self) -> State {
         *self.state.borrow()
+    }
+
+    /// The netmap as the dataplane has it: who sees a peer in it can dial that peer.
+    pub(super) fn netmap(&self) -> watch::Receiver<Option<Arc<Netmap>>> {
+        self.netmap.clone()
     }
 
     /// Whether control has taken what this node learned of itself, at least once.
@@ -72,6 +80,7 @@ struct Task {
     commands: mpsc::Sender<Command>,
     facts: watch::Receiver<Facts>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    published: watch::Sender<Option<Arc<Netmap>>>,
     state: watch::Sender<State>,
     told: watch::Sender<bool>,
     // The look-up of the newest DERP map's STUN servers.
@@ -106,9 +115,11 @@ impl Task {
                         let regions = netmap.derp_map.clone();
                         self.resolving = Some(async move { stun_servers::resolve(&regions).await }.boxed()).into();
                     }
-                    if self.commands.send(Command::Netmap(netmap)).await.is_err() {
+                    if self.commands.send(Command::Netmap(netmap.clone())).await.is_err() {
                         tracing::debug!("the dataplane has ended before the membership");
                     }
+                    // Only now: a dial that follows from it queues behind it.
+                    self.published.send_replace(Some(netmap));
                 }
                 Ok(()) = self.facts.changed() => {
                     let facts = self.facts.borrow_and_update().clone();

@@ -116,9 +116,9 @@ impl Agent {
                 return Err(JoinError::Cancelled);
             }
         };
-        let netmap = control.netmap();
         let facts = dataplane.facts();
         let membership = Membership::start(control, dataplane.sender(), facts.clone());
+        let netmap = membership.netmap();
         let agent =
             Self { inner: Arc::new(Inner { login_server, node_key: own_key, dataplane, membership, netmap, facts }) };
         let unready = tokio::select! {
