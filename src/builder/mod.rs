@@ -1,0 +1,219 @@
+//! A builder: serves the SSH endpoint inside the tunnel until it is stopped, idle too long, or its claimer is lost.
+//!
+//! When it ends is decided in [`nixtail_proto::run::Builder`]; here it is put to work.
+
+mod verbs;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nixtail_proto::key::NodePublic;
+use nixtail_proto::netmap::Netmap;
+use nixtail_proto::run::{End, Presence};
+use nixtail_proto::ssh_policy::{Decision, PrincipalFacts, evaluate};
+use tokio::sync::{Semaphore, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::agent::{Agent, ListenError, Listener, Stream};
+use crate::nix::daemon::NixHost;
+use crate::nix::facts::Facts;
+use crate::report::plain;
+use crate::ssh::{AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
+use verbs::Verbs;
+
+/// The port of the SSH endpoint inside the tunnel.
+pub const SSH_PORT: u16 = 22;
+/// Connections served at once. A coordinator has one for each running build and a few for questions.
+const MAX_CONNECTIONS: usize = 200;
+/// How long connections may go on at the end: the answer to the stop that ended us is on its way.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// How often the tunnel is asked whether a claimer that control calls offline still talks to us.
+const LISTEN_FOR_CLAIMER: Duration = Duration::from_secs(10);
+
+/// What a builder is made of.
+#[derive(Debug)]
+pub struct Options {
+    /// The user that coordinators log in as: the operator's word that this process is that user.
+    pub login: String,
+    /// How long it waits to be claimed; `None` is for ever.
+    pub idle_timeout: Option<Duration>,
+    /// The Nix that it serves.
+    pub nix: NixHost,
+    /// What that Nix can do, as found before joining.
+    pub facts: Facts,
+    /// The endpoint's key, which control must have been told of.
+    pub host_key: HostKey,
+}
+
+/// A builder at work.
+pub struct Builder {
+    agent: Agent,
+    verbs: Arc<Verbs>,
+    endpoint: Arc<Endpoint>,
+    connections: TaskTracker,
+    accepting: CancellationToken,
+    cancel: CancellationToken,
+}
+
+impl Builder {
+    /// Begins to serve.
+    ///
+    /// # Errors
+    /// When the port inside the tunnel is taken.
+    pub async fn start(agent: &Agent, options: Options) -> Result<Self, ListenError> {
+        let verbs = Arc::new(Verbs::new(options.facts, options.idle_timeout));
+        let netmap = agent.netmap();
+        let endpoint = Endpoint::new(EndpointConfig {
+            host_key: options.host_key,
+            login: options.login,
+            authorizer: Arc::new(move |peer: &Peer, user: &str| authorize(&netmap, peer, user)),
+            commands: AllowedCommands {
+                daemon: options.nix.daemon(),
+                serve: options.nix.serve(),
+                published_store: options.nix.store.published(),
+            },
+            control: Arc::<Verbs>::clone(&verbs) as _,
+            limits: Limits::default(),
+        });
+        let listener = agent.listen(SSH_PORT).await?;
+        let builder = Self {
+            agent: agent.clone(),
+            verbs,
+            endpoint,
+            connections: TaskTracker::new(),
+            accepting: CancellationToken::new(),
+            cancel: CancellationToken::new(),
+        };
+        let accepting = accept(
+            listener,
+            Arc::clone(&builder.endpoint),
+            agent.netmap(),
+            builder.connections.clone(),
+            builder.cancel.clone(),
+        );
+        builder.connections.spawn(builder.accepting.clone().run_until_cancelled_owned(accepting));
+        Ok(builder)
+    }
+
+    /// Waits until the builder must end, and says why. Cancel safe.
+    pub async fn ended(&self) -> End {
+        let mut netmap = self.agent.netmap();
+        let mut heard = 0;
+        loop {
+            if let Some(end) = self.verbs.end() {
+                return end;
+            }
+            let deadline = self.verbs.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            tokio::select! {
+                () = self.verbs.changed() => {}
+                () = tokio::time::sleep_until(deadline.into()) => self.verbs.handle_timeout(Instant::now()),
+                changed = netmap.changed() => {
+                    if changed.is_err() {
+                        // The agent is ending, and this builder with it.
+                        std::future::pending::<()>().await;
+                    }
+                    self.endpoint.policy_changed();
+                    self.look_for_claimer(&netmap);
+                }
+                () = tokio::time::sleep(LISTEN_FOR_CLAIMER), if self.verbs.claimer().is_some() => {
+                    self.listen_for_claimer(&mut heard).await;
+                }
+            }
+        }
+    }
+
+    /// Ends all connections and waits for their children.
+    pub async fn stop(&self) {
+        self.accepting.cancel();
+        self.connections.close();
+        // What takes longer is a build, which its coordinator has given up or loses now.
+        let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
+        self.cancel.cancel();
+        self.connections.wait().await;
+    }
+
+    fn look_for_claimer(&self, netmap: &watch::Receiver<Option<Arc<Netmap>>>) {
+        let (Some(claimer), Some(netmap)) = (self.verbs.claimer(), netmap.borrow().clone()) else { return };
+        let presence = match netmap.peer_by_key(&claimer) {
+            None => Presence::Absent,
+            Some(peer) if peer.online == Some(false) => Presence::Offline,
+            Some(_) => Presence::Online,
+        };
+        self.verbs.handle_presence(Instant::now(), presence);
+    }
+
+    /// More bytes from the claimer mean that an authenticated packet came.
+    async fn listen_for_claimer(&self, heard: &mut u64) {
+        let Some(claimer) = self.verbs.claimer() else { return };
+        let status = self.agent.status().await;
+        let received = status.peers.iter().find(|peer| peer.node_key == claimer).map_or(0, |peer| peer.bytes_received);
+        if received != *heard {
+            *heard = received;
+            self.verbs.handle_heard(Instant::now());
+        }
+    }
+}
+
+async fn accept(
+    mut listener: Listener,
+    endpoint: Arc<Endpoint>,
+    netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    connections: TaskTracker,
+    cancel: CancellationToken,
+) {
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(stream) = listener.accept().await else { return };
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            tracing::warn!(peer = ?stream.peer(), "refused a connection: {MAX_CONNECTIONS} are open");
+            stream.abort();
+            continue;
+        };
+        let Some(peer) = known(&netmap, &stream) else {
+            tracing::info!(peer = ?stream.peer(), "refused a connection from a node that is in the netmap no more");
+            stream.abort();
+            continue;
+        };
+        let (endpoint, cancel) = (Arc::clone(&endpoint), cancel.clone());
+        connections.spawn(async move {
+            let name = peer.name.clone();
+            match endpoint.serve(stream, peer, cancel).await {
+                Ok(report) => tracing::debug!(peer = %name, ?report, "connection ended"),
+                Err(error) => tracing::info!(peer = %name, %error, "connection failed"),
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Who a stream comes from, as the netmap of this moment has it.
+fn known(netmap: &watch::Receiver<Option<Arc<Netmap>>>, stream: &Stream) -> Option<Peer> {
+    let netmap = netmap.borrow().clone()?;
+    let node = netmap.peer_by_key(&stream.peer())?;
+    Some(Peer {
+        node_key: stream.peer(),
+        name: plain(node.dns_name()),
+        facts: facts_of(&netmap, &stream.peer())?,
+        source: stream.remote_addr(),
+    })
+}
+
+fn facts_of(netmap: &Netmap, key: &NodePublic) -> Option<PrincipalFacts> {
+    let node = netmap.peer_by_key(key)?;
+    let owner = netmap.users.get(&node.user).filter(|_| node.tags.is_empty());
+    Some(PrincipalFacts {
+        stable_id: node.stable_id.clone(),
+        addresses: node.addresses.iter().map(ipnet::IpNet::addr).collect(),
+        login_name: owner.map(|user| user.login_name.clone()),
+    })
+}
+
+/// The policy of this moment, about the peer of this moment: both may have changed since it connected.
+fn authorize(netmap: &watch::Receiver<Option<Arc<Netmap>>>, peer: &Peer, user: &str) -> Decision {
+    let netmap = netmap.borrow().clone();
+    let facts = netmap.as_ref().and_then(|netmap| facts_of(netmap, &peer.node_key));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    let policy = netmap.as_ref().filter(|_| facts.is_some()).and_then(|netmap| netmap.ssh_policy.as_deref());
+    evaluate(policy, facts.as_ref().unwrap_or(&peer.facts), user, i64::try_from(now).unwrap_or(i64::MAX))
+}

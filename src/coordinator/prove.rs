@@ -1,0 +1,202 @@
+//! Proving one builder end to end: host key, policy, facts, claim, and a build that Nix itself makes through it.
+
+use std::ffi::OsString;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use nixtail_proto::key::NodePublic;
+use nixtail_proto::nix_command::{ControlRequest, ControlVerb};
+use nixtail_proto::run::{Failure, Stage};
+use tokio::io::{AsyncRead, AsyncReadExt as _};
+use tokio::time::timeout;
+
+use super::verbs::{HostKeyLine, ask};
+use crate::agent::Agent;
+use crate::builder::SSH_PORT;
+use crate::nix::config::{SshHost, known_hosts_line};
+use crate::nix::facts::{FACTS_SCHEMA, Facts};
+use crate::nix::machines::{Machine, MachineLine};
+use crate::nix::spawn::{ChildSpec, GroupChild, TERMINATE_GRACE};
+
+/// How long a probe build may take; it takes 0.3 s on an idle machine.
+const PROBE_DEADLINE: Duration = Duration::from_secs(60);
+/// The most that is read of what a probe says.
+const MAX_WORDS: u64 = 64 * 1024;
+
+/// What every builder's proof needs.
+#[derive(Debug, Clone)]
+pub(super) struct Prover {
+    pub(super) agent: Agent,
+    /// The user to log in as.
+    pub(super) login: String,
+    /// What ssh starts to reach a builder.
+    pub(super) nixtail: PathBuf,
+    /// Our agent's socket.
+    pub(super) socket: PathBuf,
+    pub(super) ssh_config: PathBuf,
+    pub(super) known_hosts: PathBuf,
+    pub(super) nix_build: PathBuf,
+    /// Where derivations are instantiated: the coordinator's own store.
+    pub(super) store: Option<String>,
+}
+
+/// A builder that answers, is ours, and is known well enough for ssh to reach it.
+#[derive(Debug, Clone)]
+pub(super) struct Acquaintance {
+    pub(super) node_key: NodePublic,
+    pub(super) facts: Facts,
+    /// The `Host` block.
+    pub(super) ssh_host: String,
+    pub(super) known_hosts: String,
+    pub(super) machine: MachineLine,
+    host_keys: Vec<String>,
+}
+
+impl Prover {
+    /// Asks a builder who it is, and claims it.
+    pub(super) async fn meet(&self, name: &str) -> Result<Acquaintance, Failure> {
+        let (node_key, published) = self.published(name)?;
+        let facts = self.verb(name, &published, ControlVerb::Facts).await?;
+        let HostKeyLine(host_key) = facts.1;
+        let facts = read_facts(&facts.0)?;
+        // From here on the key that was shown is the only one: a builder doesn't change it while it lives.
+        let host_keys = vec![host_key.clone()];
+        self.verb(name, &host_keys, ControlVerb::Claim).await?;
+        let unfit = |error: &dyn std::fmt::Display| Failure { stage: Stage::Facts, reason: error.to_string() };
+        let ssh_host = SshHost {
+            alias: name.to_owned(),
+            node: name.to_owned(),
+            port: SSH_PORT,
+            user: self.login.clone(),
+            nixtail: self.nixtail.clone(),
+            socket: self.socket.clone(),
+            known_hosts: self.known_hosts.clone(),
+        };
+        let machine = Machine {
+            store_uri: self.store_uri(name),
+            systems: std::iter::once(&facts.system).chain(&facts.extra_platforms).cloned().collect(),
+            max_jobs: facts.cores.max(2),
+            speed_factor: 1,
+            supported_features: facts.features.clone(),
+            mandatory_features: Vec::new(),
+            host_key: Some(host_key.clone()),
+        };
+        Ok(Acquaintance {
+            node_key,
+            ssh_host: ssh_host.block().map_err(|error| unfit(&error))?,
+            known_hosts: known_hosts_line(name, &host_key).map_err(|error| unfit(&error))?,
+            machine: machine.line().map_err(|error| unfit(&error))?,
+            facts,
+            host_keys,
+        })
+    }
+
+    /// Lets Nix build something through the builder: it must be written, built in the sandbox, and trusted.
+    ///
+    /// The builder is a built-in of Nix, which runs in the same sandbox as any other and needs no program there.
+    pub(super) async fn probe(&self, name: &str) -> Result<(), Failure> {
+        let failed = |reason: String| Failure { stage: Stage::ProbeBuild, reason };
+        let salt = format!("{name}-{}", rand::random::<u64>());
+        let expression = format!(
+            "derivation {{ name = \"nixtail-probe\"; salt = \"{salt}\"; system = builtins.currentSystem; builder = \"builtin:buildenv\"; derivations = \"\"; manifest = \"/dev/null\"; }}"
+        );
+        let eval_store = self.store.clone().unwrap_or_else(|| "auto".to_owned());
+        let arguments = ["--no-out-link", "--eval-store", &eval_store, "--store", &self.store_uri(name), "-E", &expression];
+        let mut spec = ChildSpec::new(&self.nix_build, arguments);
+        let kept = ["PATH", "HOME", "USER", "NIX_CONF_DIR", "NIX_PATH", "LD_LIBRARY_PATH", "NIX_DATA_DIR"];
+        spec.environment = kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
+        let spec = spec.with_variable("NIX_SSHOPTS", format!("-F {}", self.ssh_config.display()));
+        let mut child = GroupChild::start(&spec).await.map_err(|error| failed(error.to_string()))?;
+        let Some((stdin, stdout, stderr)) = child.take_pipes() else {
+            return Err(failed("it ended before it began".to_owned()));
+        };
+        drop(stdin);
+        let work = async {
+            let (_, words) = tokio::join!(read_bounded(stdout), read_bounded(stderr));
+            (child.wait().await, words)
+        };
+        let outcome = timeout(PROBE_DEADLINE, work).await;
+        match outcome {
+            Ok((Ok(status), _)) if status.success() => Ok(()),
+            Ok((_, words)) => Err(failed(reason_in(&words))),
+            Err(_) => {
+                // Best effort: dropping the child kills its group in any case.
+                let _ = child.terminate(TERMINATE_GRACE).await;
+                Err(failed(format!("Nix built nothing within {} s", PROBE_DEADLINE.as_secs())))
+            }
+        }
+    }
+
+    /// Tells a builder to end.
+    pub(super) async fn stop(&self, name: &str, known: &Acquaintance) -> Result<(), Failure> {
+        self.verb(name, &known.host_keys, ControlVerb::Stop).await.map(drop)
+    }
+
+    async fn verb(&self, name: &str, keys: &[String], verb: ControlVerb) -> Result<(String, HostKeyLine), Failure> {
+        let unreachable = |error: crate::agent::DialError| Failure { stage: Stage::Connect, reason: error.to_string() };
+        let stream = self.agent.dial(name, SSH_PORT).await.map_err(unreachable)?;
+        let request = ControlRequest { verb, arguments: Vec::new() };
+        let answer = ask(stream, &self.login, keys, &request).await?;
+        Ok((answer.text, answer.host_key))
+    }
+
+    /// A builder's node key, and its host keys as control passes them on.
+    fn published(&self, name: &str) -> Result<(NodePublic, Vec<String>), Failure> {
+        let absent = |reason: String| Failure { stage: Stage::Connect, reason };
+        let netmap = self.agent.netmap().borrow().clone().ok_or_else(|| absent("there is no netmap yet".to_owned()))?;
+        let (_, key): (IpAddr, _) =
+            nixtail_proto::names::resolve(&netmap, name).map_err(|error| absent(error.to_string()))?;
+        let node = key.and_then(|key| netmap.peer_by_key(&key)).ok_or_else(|| absent("it is no node".to_owned()))?;
+        Ok((node.key, node.hostinfo.ssh_host_keys.clone()))
+    }
+
+    fn store_uri(&self, name: &str) -> String {
+        format!("ssh-ng://{}@{name}", self.login)
+    }
+}
+
+fn read_facts(json: &str) -> Result<Facts, Failure> {
+    let unfit = |reason: String| Failure { stage: Stage::Facts, reason };
+    let facts: Facts = serde_json::from_str(json).map_err(|error| unfit(format!("unreadable: {error}")))?;
+    if facts.schema != FACTS_SCHEMA {
+        return Err(unfit(format!("it runs another version of nixtail (facts {}, here {FACTS_SCHEMA})", facts.schema)));
+    }
+    Ok(facts)
+}
+
+async fn read_bounded(source: impl AsyncRead + Unpin) -> String {
+    let mut bytes = Vec::new();
+    let mut bounded = source.take(MAX_WORDS);
+    // What was read before an error is all there is to show.
+    let _ = bounded.read_to_end(&mut bytes).await;
+    let mut rest = bounded.into_inner();
+    let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The line of Nix's that says why: its first `error:`, or its last words.
+fn reason_in(words: &str) -> String {
+    let mut lines = words.lines().map(str::trim).filter(|line| !line.is_empty());
+    let error = lines.clone().find(|line| line.starts_with("error:"));
+    let line = error.or_else(|| lines.next_back()).unwrap_or("nix-build failed without a word");
+    crate::report::plain(line).chars().take(300).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reason_is_nixs_first_error() {
+        assert_eq!(reason_in("copying\nerror: a\nerror: b\n"), "error: a");
+        assert_eq!(reason_in("one\ntwo\n\n"), "two");
+        assert_eq!(reason_in(""), "nix-build failed without a word");
+    }
+
+    #[test]
+    fn facts_of_another_version_are_refused_with_words() {
+        assert!(matches!(read_facts("{}"), Err(Failure { stage: Stage::Facts, .. })));
+        assert!(matches!(read_facts("nonsense"), Err(Failure { stage: Stage::Facts, .. })));
+    }
+}
