@@ -52,7 +52,7 @@ impl SshHost {
         Ok(format!(
             "Host {alias}\n\
              \x20 User {user}\n\
-             \x20 ProxyCommand {nixtail} --socket {socket} nc {node} {port}\n\
+             \x20 ProxyCommand {nixtail} nc --fdpass --socket {socket} {node} {port}\n\
              \x20 ProxyUseFdpass yes\n\
              \x20 HostKeyAlias {alias}\n\
              \x20 UserKnownHostsFile {known_hosts}\n\
@@ -210,7 +210,7 @@ mod tests {
         let block = host().block().unwrap();
         for line in [
             "Host run-1-b1",
-            "  ProxyCommand \"/opt/my tools/nixtail\" --socket \"/run/nixtail/s\" nc ci-1-1-b1 22",
+            "  ProxyCommand \"/opt/my tools/nixtail\" nc --fdpass --socket \"/run/nixtail/s\" ci-1-1-b1 22",
             "  ProxyUseFdpass yes",
             "  HostKeyAlias run-1-b1",
             "  StrictHostKeyChecking yes",
@@ -232,7 +232,7 @@ mod tests {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         for line in [
             "user bob",
-            "proxycommand \"/opt/my tools/nixtail\" --socket \"/run/nixtail/s\" nc ci-1-1-b1 22",
+            "proxycommand \"/opt/my tools/nixtail\" nc --fdpass --socket \"/run/nixtail/s\" ci-1-1-b1 22",
             "proxyusefdpass yes",
             "stricthostkeychecking true",
             "userknownhostsfile /run/nixtail/known_hosts",

@@ -1,0 +1,205 @@
+//! `nixtail coordinator`: joins, waits for its builders, and tells Nix of them.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use http::Method;
+use serde::{Deserialize, Serialize};
+
+use super::duration::parse_duration;
+use super::join::JoinArgs;
+use super::session::{self, Background, Role};
+use crate::agent::Agent;
+use crate::coordinator::mode::{Layout, Mode};
+use crate::coordinator::{Board, Coordinator, CoordinatorError, Options};
+use crate::local::Routes;
+use crate::nix::daemon::DAEMON_SOCKET;
+use crate::report::{Exit, Failure, plain};
+
+/// Join the tailnet as a coordinator: wait for builders, prove each one, and tell Nix of them.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    join: JoinArgs,
+    #[command(flatten)]
+    background: Background,
+    /// The builders' names, separated by blanks or commas.
+    #[arg(long, value_name = "NAMES", required = true)]
+    builders: String,
+    /// How long to wait until all of them are ready.
+    #[arg(long, value_name = "TIME", default_value = "360s", value_parser = parse_duration)]
+    wait: Duration,
+    /// How Nix is told: `own-store` by environment variables, `system` by root's files, `auto` by what this machine has.
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    mode: ModeArg,
+    /// The user to log in as at the builders [default: this process' user].
+    #[arg(long, value_name = "NAME")]
+    login: Option<String>,
+    /// The folder for the files that Nix and ssh read [default: one beside the socket].
+    #[arg(long, value_name = "FOLDER")]
+    run_dir: Option<PathBuf>,
+    /// The store that you use Nix with, if it isn't the default one.
+    #[arg(long, value_name = "STORE")]
+    store: Option<String>,
+    /// The `nix-build` to prove builders with [default: the one on PATH].
+    #[arg(long, value_name = "PATH")]
+    nix_build: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum ModeArg {
+    Auto,
+    OwnStore,
+    System,
+}
+
+/// What `POST /stop-builders` answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Stopped {
+    pub(super) builders: Vec<StoppedBuilder>,
+}
+
+/// One builder that was told to end.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StoppedBuilder {
+    pub(super) name: String,
+    /// Why it couldn't be told.
+    pub(super) error: Option<String>,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    session::run(&args.join, &args.background, Coordinating { args, coordinator: None })
+}
+
+struct Coordinating<'a> {
+    args: &'a Args,
+    coordinator: Option<Coordinator>,
+}
+
+impl Role for Coordinating<'_> {
+    async fn start(&mut self, agent: &Agent, routes: &mut Routes) -> Result<(), Failure> {
+        let options = options(self.args)?;
+        let uid = rustix::process::getuid().as_raw();
+        let coordinator = Coordinator::begin(agent, options, uid).map_err(failure)?;
+        add_routes(routes, &coordinator.board());
+        self.coordinator = Some(coordinator);
+        Ok(())
+    }
+
+    async fn ready(&mut self) -> Result<Option<String>, Failure> {
+        let Some(coordinator) = &mut self.coordinator else { return Ok(None) };
+        coordinator.ready().await.map_err(failure)?;
+        let builders = coordinator.board().builders();
+        let systems: std::collections::BTreeSet<_> =
+            builders.iter().filter_map(|builder| builder.system.as_deref()).map(plain).collect();
+        let systems = systems.into_iter().collect::<Vec<_>>().join(", ");
+        if let Some(layout) = coordinator.layout().filter(|layout| is_not_empty(&layout.env())) {
+            super::say(&format!("tell your shell's Nix of them with `. {}`", layout.env().display()));
+        }
+        Ok(Some(format!("with {} builders ({systems})", builders.len())))
+    }
+
+    async fn finished(&mut self) -> Result<(), Failure> {
+        match &mut self.coordinator {
+            Some(coordinator) => coordinator.work().await.map_err(failure),
+            None => Ok(()),
+        }
+    }
+
+    async fn stop(&mut self) {
+        if let Some(coordinator) = &mut self.coordinator
+            && let Err(error) = coordinator.end().await
+        {
+            super::say(&failure(error));
+        }
+    }
+}
+
+fn options(args: &Args) -> Result<Options, Failure> {
+    let builders: Vec<String> =
+        args.builders.split([',', ' ', '\n']).filter(|name| !name.is_empty()).map(str::to_owned).collect();
+    if builders.is_empty() {
+        return Err(Failure::new(Exit::Usage, "--builders names none"));
+    }
+    let socket = args.join.socket.path()?.as_path().to_owned();
+    let absolute = |path: &Path| {
+        std::path::absolute(path).map_err(|error| Failure::new(Exit::Configuration, format!("{}: {error}", path.display())))
+    };
+    let socket = absolute(&socket)?;
+    let run = match &args.run_dir {
+        Some(folder) => absolute(folder)?,
+        None => socket.with_extension("run"),
+    };
+    if run.to_string_lossy().contains(|character: char| character.is_whitespace() || character == '\'') {
+        return Err(Failure::new(Exit::Configuration, format!("{}: a run's folder can't have blanks in its path", run.display()))
+            .next("name another with --run-dir: Nix before 2.26 splits ssh's options at blanks"));
+    }
+    let uid = rustix::process::getuid();
+    let daemon = Path::new(DAEMON_SOCKET);
+    let mode = match args.mode {
+        ModeArg::OwnStore => Mode::OwnStore,
+        ModeArg::Auto => Mode::found(uid.as_raw(), daemon),
+        ModeArg::System => Mode::System,
+    };
+    if mode == Mode::System && !uid.is_root() {
+        return Err(Failure::new(Exit::Configuration, "only root can tell the system's Nix of builders")
+            .next("run it as root, or use Nix with a store of your own and `--mode own-store`"));
+    }
+    // A daemon ignores the builders of users that it doesn't trust, and says so only in its log.
+    if mode == Mode::OwnStore && args.store.is_none() && !uid.is_root() && daemon.exists() {
+        return Err(Failure::new(Exit::Configuration, "this machine's Nix builds in a daemon of root's, which ignores your builders")
+            .next("run the coordinator as root, or use a store of your own: --store FOLDER here and with Nix"));
+    }
+    Ok(Options {
+        builders,
+        login: args.login.clone().map_or_else(super::user_name, Ok)?,
+        wait: args.wait,
+        mode,
+        layout: Layout::of_system(run),
+        nixtail: std::env::current_exe()
+            .map_err(|error| Failure::new(Exit::General, format!("this program's own path is unknown: {error}")))?,
+        socket,
+        nix_build: match &args.nix_build {
+            Some(path) => absolute(path)?,
+            None => find_nix_build()?,
+        },
+        store: args.store.clone(),
+    })
+}
+
+fn find_nix_build() -> Result<PathBuf, Failure> {
+    let folders = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&folders).map(|folder| folder.join("nix-build")).find(|path| path.is_file());
+    found.filter(|path| path.is_absolute()).ok_or_else(|| {
+        Failure::new(Exit::Configuration, "nix-build isn't on PATH").next("install Nix, or name it with --nix-build PATH")
+    })
+}
+
+fn add_routes(routes: &mut Routes, board: &Board) {
+    let shown = board.clone();
+    routes.add(Method::GET, "/builders", move |_| {
+        let builders = shown.builders();
+        async move { Ok(serde_json::json!({ "builders": builders })) }
+    });
+    let board = board.clone();
+    routes.add(Method::POST, "/stop-builders", move |_| {
+        let board = board.clone();
+        async move {
+            let stopped = board.stop_builders().await.into_iter();
+            let builders = stopped.map(|(name, result)| StoppedBuilder { name, error: result.err() });
+            Ok(Stopped { builders: builders.collect() })
+        }
+    });
+}
+
+fn is_not_empty(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|found| found.len() > 0)
+}
+
+fn failure(error: CoordinatorError) -> Failure {
+    match error {
+        CoordinatorError::Missing { .. } => Failure::new(Exit::TryAgain, error)
+            .next("look at the missing builders' own logs; `nixtail status` shows who is in the tailnet; --wait waits longer"),
+        error => Failure::new(Exit::Configuration, error),
+    }
+}

@@ -1,0 +1,34 @@
+//! `nixtail demo`: a Nix build through our own tunnel, on this machine alone.
+
+use std::time::Instant;
+
+use crate::demo::DemoError;
+use crate::report::{Exit, Failure};
+
+/// Show a Nix build on two builders through our own tunnel, on this machine alone, and leave nothing behind.
+#[derive(clap::Args)]
+pub(super) struct Args {}
+
+pub(super) fn run(_: &Args) -> Result<(), Failure> {
+    let nixtail = std::env::current_exe()
+        .map_err(|error| Failure::new(Exit::General, format!("this program's own path is unknown: {error}")))?;
+    let runtime = super::runtime()?;
+    let begun = Instant::now();
+    let say = |line: &str| {
+        // Whoever closed stdout doesn't want to see it; the exit code tells all the same.
+        let _ = super::print(&format!("[{:5.1}s] {line}", begun.elapsed().as_secs_f64()));
+    };
+    let closing = runtime.block_on(async {
+        let stop = super::session::stop_on_signals()?;
+        crate::demo::run(&nixtail, stop, &say).await.map_err(failure)
+    })?;
+    super::print(&closing)
+}
+
+fn failure(error: DemoError) -> Failure {
+    let exit = match &error {
+        DemoError::NoNamespaces | DemoError::Missing { .. } => Exit::Configuration,
+        _ => Exit::General,
+    };
+    Failure::new(exit, error)
+}
