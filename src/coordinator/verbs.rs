@@ -6,7 +6,7 @@ use std::time::Duration;
 use nixtail_proto::nix_command::ControlRequest;
 use nixtail_proto::run::{Failure, Stage};
 use russh::ChannelMsg;
-use russh::client::{Config, Handler, Session};
+use russh::client::{Config, DisconnectReason, Handler, Session};
 use russh::keys::{HashAlg, PublicKeyOrCertificate};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
@@ -76,7 +76,11 @@ where
         Err(_) if !lock(&seen).banner.is_empty() => return Err(refusal(&seen)),
         Err(error) => return Err(lost(&seen, error)),
     }
-    let broken = |error: russh::Error| failure(stage_of(request), error.to_string());
+    // A refusal that depends on the user comes as a disconnect right after the login (see `ssh::Endpoint`).
+    let broken = |error: russh::Error| match lock(&seen).farewell.clone() {
+        Some(farewell) => failure(Stage::Policy, shown(&farewell)),
+        None => failure(stage_of(request), error.to_string()),
+    };
     let mut channel = handle.channel_open_session().await.map_err(broken)?;
     channel.exec(true, request.to_command_line()).await.map_err(broken)?;
     channel.eof().await.map_err(broken)?;
@@ -92,6 +96,9 @@ where
     }
     // Best effort: the answer is here, and dropping the handle ends the connection too.
     let _ = handle.disconnect(russh::Disconnect::ByApplication, "", "").await;
+    if let (None, Some(farewell)) = (status, lock(&seen).farewell.clone()) {
+        return Err(failure(Stage::Policy, shown(&farewell)));
+    }
     if status != Some(0) {
         let words = shown(&String::from_utf8_lossy(&stderr));
         let reason = match status {
@@ -135,6 +142,8 @@ struct Seen {
     banner: String,
     host_key: Option<String>,
     refused_key: bool,
+    /// The words of a disconnect.
+    farewell: Option<String>,
 }
 
 fn lock(seen: &Mutex<Seen>) -> std::sync::MutexGuard<'_, Seen> {
@@ -155,6 +164,16 @@ impl Handler for Client {
             seen.banner.push_str(banner);
         }
         Ok(())
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<Self::Error>) -> Result<(), Self::Error> {
+        match reason {
+            DisconnectReason::ReceivedDisconnect(told) => {
+                lock(&self.seen).farewell = Some(told.message);
+                Ok(())
+            }
+            DisconnectReason::Error(error) => Err(error),
+        }
     }
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Self::Error> {
