@@ -124,7 +124,7 @@ impl Stage {
         self.probe_store(&nix_build).await?;
 
         let devnet = self.devnet.insert(Devnet::start(nixtail_devnet::Config::default()).await?);
-        let url = devnet.url().to_owned();
+        let url = devnet.url();
         let key = |tag: &str| {
             devnet.add_auth_key(AuthKeyOptions {
                 reusable: true,
