@@ -26,6 +26,9 @@ use prove::{Acquaintance, Prover};
 /// Nothing is due for so long that looking again is free.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
+/// How long the builders may take to hear, at the end, that they shall end.
+const STOP_BUILDERS: Duration = Duration::from_secs(4);
+
 /// What a coordinator is made of.
 #[derive(Debug)]
 pub struct Options {
@@ -184,12 +187,19 @@ impl Coordinator {
         self.told.as_ref().map(Told::layout)
     }
 
-    /// Ends all work and puts every file back.
+    /// Ends all work, tells the builders to end, and puts every file back.
     ///
     /// # Errors
     /// When a file couldn't be put back.
     pub async fn end(&mut self) -> Result<(), CoordinatorError> {
         self.tries.shutdown().await;
+        // They would notice our leaving, too; but not at once, and not where control keeps a ghost of us.
+        let stops = tokio::time::timeout(STOP_BUILDERS, self.board.stop_builders()).await;
+        for (name, result) in stops.unwrap_or_default() {
+            if let Err(reason) = result {
+                tracing::info!(builder = %name, %reason, "couldn't be told to end; it will notice that we left");
+            }
+        }
         match self.told.take() {
             Some(told) => Ok(told.end()?),
             None => Ok(()),
