@@ -3,10 +3,15 @@
 pub mod agent;
 pub mod auth;
 pub mod bench;
+#[cfg(feature = "ssh-nix")]
+pub mod builder;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod control;
+#[cfg(feature = "ssh-nix")]
 pub mod coordinator;
+#[cfg(feature = "devnet")]
+pub mod demo;
 pub mod local;
 pub mod net;
 #[cfg(feature = "ssh-nix")]

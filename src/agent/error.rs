@@ -193,6 +193,12 @@ impl From<DialError> for Failure {
     }
 }
 
+impl From<ListenError> for Failure {
+    fn from(error: ListenError) -> Self {
+        Self::new(Exit::Unavailable, error).next("another role of this agent may have the port; start the agent again")
+    }
+}
+
 impl From<PingError> for Failure {
     fn from(error: PingError) -> Self {
         let (exit, next) = match &error {

@@ -204,7 +204,7 @@ fn facts_of(netmap: &Netmap, key: &NodePublic) -> Option<PrincipalFacts> {
     let owner = netmap.users.get(&node.user).filter(|_| node.tags.is_empty());
     Some(PrincipalFacts {
         stable_id: node.stable_id.clone(),
-        addresses: node.addresses.iter().map(ipnet::IpNet::addr).collect(),
+        addresses: node.addresses.iter().map(|network| network.addr()).collect(),
         login_name: owner.map(|user| user.login_name.clone()),
     })
 }

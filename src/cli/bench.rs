@@ -119,8 +119,7 @@ impl Role for Serving {
 }
 
 fn measure(args: &Run) -> Result<(), Failure> {
-    let key = args.join.auth_key(None)?;
-    let config = args.join.config(key)?;
+    let config = args.join.config(args.join.credential()?)?;
     let runtime = super::runtime()?;
     let report = runtime.block_on(async {
         let stop = session::stop_on_signals()?;

@@ -1,9 +1,15 @@
 //! The command line: one file for each command. stdout is data, stderr is for people.
 
 mod background;
+mod bench;
+mod builder;
+mod coordinator;
+#[cfg(feature = "devnet")]
+mod demo;
 #[cfg(feature = "devnet")]
 mod devnet;
 mod down;
+mod duration;
 mod ip;
 mod join;
 mod nc;
@@ -11,6 +17,7 @@ mod ping;
 mod session;
 mod socket;
 mod status;
+mod stop_builders;
 mod up;
 mod version;
 
@@ -35,14 +42,21 @@ struct CommandLine {
 #[derive(Subcommand)]
 enum Command {
     Up(up::Args),
+    Builder(builder::Args),
+    Coordinator(coordinator::Args),
+    #[command(alias = "stop-nix-builders")]
+    StopBuilders(stop_builders::Args),
     Status(status::Args),
     Ping(ping::Args),
     Nc(nc::Args),
     Ip(ip::Args),
+    Bench(bench::Args),
     Down(down::Args),
-    Version(version::Args),
     #[cfg(feature = "devnet")]
     Devnet(devnet::Args),
+    #[cfg(feature = "devnet")]
+    Demo(demo::Args),
+    Version(version::Args),
 }
 
 /// Runs the command that this process was started with.
@@ -51,14 +65,20 @@ pub fn main() -> ExitCode {
     start_log(line.verbose);
     let ended = match line.command {
         Command::Up(args) => up::run(&args),
+        Command::Builder(args) => builder::run(&args),
+        Command::Coordinator(args) => coordinator::run(&args),
+        Command::StopBuilders(args) => stop_builders::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Ping(args) => ping::run(&args),
         Command::Nc(args) => nc::run(&args),
         Command::Ip(args) => ip::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Down(args) => down::run(&args),
-        Command::Version(args) => version::run(&args),
         #[cfg(feature = "devnet")]
         Command::Devnet(args) => devnet::run(&args),
+        #[cfg(feature = "devnet")]
+        Command::Demo(args) => demo::run(&args),
+        Command::Version(args) => version::run(&args),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,
@@ -89,6 +109,22 @@ fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
     let text = serde_json::to_string_pretty(value)
         .map_err(|error| Failure::new(Exit::General, format!("the answer can't be written as JSON: {error}")))?;
     print(&text)
+}
+
+/// The user that this process runs as, by name.
+fn user_name() -> Result<String, Failure> {
+    let uid = rustix::process::geteuid().as_raw().to_string();
+    let accounts = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    // passwd(5): name:password:uid:…
+    let named = accounts.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)? == uid).then(|| name.to_owned())
+    });
+    let named = named.or_else(|| std::env::var("USER").ok()).filter(|name| !name.is_empty());
+    named.ok_or_else(|| {
+        Failure::new(Exit::Configuration, format!("the user with number {uid} has no name")).next("give one with --login NAME")
+    })
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {

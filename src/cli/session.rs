@@ -36,8 +36,16 @@ pub(super) struct Background {
 
 /// What a command that stays does besides being on the tailnet.
 pub(super) trait Role {
-    /// Starts its work and adds its verbs to the local API, before the command says that it is ready.
+    /// Looks whether it can work here, and adds to what the agent joins with.
+    async fn prepare(&mut self, _: &mut Config) -> Result<(), Failure> {
+        Ok(())
+    }
+    /// Starts its work and adds its verbs to the local API.
     async fn start(&mut self, agent: &Agent, routes: &mut Routes) -> Result<(), Failure>;
+    /// Ends when the role is ready, while the local API is served already. What it returns stands in the ready line.
+    async fn ready(&mut self) -> Result<Option<String>, Failure> {
+        Ok(None)
+    }
     /// Ends when the role does, by itself. Called again after it was cancelled.
     async fn finished(&mut self) -> Result<(), Failure>;
     /// Ends the role's work, before the node leaves.
@@ -63,9 +71,10 @@ pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result
     ended
 }
 
-async fn live(config: Config, bound: BoundSocket, mut role: impl Role) -> Result<(), Failure> {
+async fn live(mut config: Config, bound: BoundSocket, mut role: impl Role) -> Result<(), Failure> {
     let stop = stop_on_signals("leaving the tailnet")?;
     let begun = Instant::now();
+    role.prepare(&mut config).await?;
     let agent = match Agent::join_until(config, stop.clone()).await {
         Ok(agent) => agent,
         Err(JoinError::Cancelled) => return Ok(()),
@@ -105,18 +114,21 @@ async fn serve(
         Ok(server) => server,
         Err(error) => return Ended { server: None, result: Err(Failure::new(Exit::General, error)) },
     };
+    let result = tokio::select! {
+        worked = work(agent, role, begun) => worked,
+        () = stop.cancelled() => Ok(()),
+    };
+    Ended { server: Some(server), result }
+}
+
+async fn work(agent: &Agent, role: &mut impl Role, begun: Instant) -> Result<(), Failure> {
+    let more = role.ready().await?;
     let status = agent.status().await;
     let addresses: Vec<String> = status.own.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(seconds = begun.elapsed().as_secs_f64(), "ready");
-    let ready = format!("ready {} {}", plain(&status.own.dns_name), addresses.join(" "));
-    let result = match super::print(&ready) {
-        Ok(()) => tokio::select! {
-            finished = role.finished() => finished,
-            () = stop.cancelled() => Ok(()),
-        },
-        Err(failure) => Err(failure),
-    };
-    Ended { server: Some(server), result }
+    let more = more.map(|more| format!(" {more}")).unwrap_or_default();
+    super::print(&format!("ready {} {}{more}", plain(&status.own.dns_name), addresses.join(" ")))?;
+    role.finished().await
 }
 
 /// The verbs of every agent: `/status`, `/ping`, `/dial`, `/stop`.
