@@ -242,6 +242,7 @@ impl Stage {
         Process::start(name, &self.nixtail, arguments, variables, directory, |_| {}).await
     }
 
+    /// Runs Nix as a user would: through a shell that has read what the coordinator wrote for it, once there is one.
     async fn nix(
         &self,
         nix_build: &Path,
@@ -252,20 +253,10 @@ impl Stage {
         let directory = self.path(home);
         let mut variables = environment(&directory.join("home"));
         variables.push(("NIX_CONF_DIR".into(), directory.join("etc").into()));
-        variables.extend(self.told_by_coordinator()?);
-        Process::start("nix-build", nix_build, arguments, variables, directory, log).await
-    }
-
-    /// What the coordinator told Nix, once there is one.
-    fn told_by_coordinator(&self) -> Result<Vec<(OsString, OsString)>, DemoError> {
-        match fs::read_to_string(self.path("run").join("env.json")) {
-            Ok(text) => {
-                let variables: std::collections::BTreeMap<String, String> = serde_json::from_str(&text)
-                    .map_err(|error| DemoError::Wrong(format!("the coordinator's env.json is unreadable: {error}")))?;
-                Ok(variables.into_iter().map(|(name, value)| (name.into(), value.into())).collect())
-            }
-            Err(_) => Ok(Vec::new()),
-        }
+        let script = "if [ -e \"$0\" ]; then . \"$0\"; fi; exec \"$@\"";
+        let mut words = vec!["-c".into(), script.into(), self.path("run").join("env").into(), nix_build.into()];
+        words.extend(arguments);
+        Process::start("nix-build", Path::new("/bin/sh"), words, variables, directory, log).await
     }
 
     async fn build(&self, nix_build: &Path, busybox: &Path, say: &dyn Fn(&str)) -> Result<Attribution, DemoError> {
