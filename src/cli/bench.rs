@@ -122,7 +122,7 @@ fn measure(args: &Run) -> Result<(), Failure> {
     let config = args.join.config(args.join.credential()?)?;
     let runtime = super::runtime()?;
     let report = runtime.block_on(async {
-        let stop = session::stop_on_signals()?;
+        let stop = session::stop_on_signals("ending the measurement")?;
         let agent = Agent::join_until(config, stop.clone()).await?;
         let measured = tokio::select! {
             measured = through(&agent, args) => measured,
@@ -141,11 +141,13 @@ async fn through(agent: &Agent, args: &Run) -> Result<Report, Failure> {
     let stream = agent.dial(&args.host, args.bench_port).await?;
     let peer = stream.peer();
     let broken = |error: bench::BenchError| {
-        Failure::new(Exit::Unavailable, error).next("look whether `nixtail bench serve` runs there, with the same version")
+        Failure::new(Exit::Unavailable, error)
+            .next("look whether `nixtail bench serve` runs there, with the same version")
     };
     let outcome = bench::run(stream, direction, args.duration).await.map_err(broken)?;
     let status = agent.status().await;
-    let path = status.peers.iter().find(|known| known.node_key == peer).map_or(crate::agent::Path::None, |known| known.path);
+    let path =
+        status.peers.iter().find(|known| known.node_key == peer).map_or(crate::agent::Path::None, |known| known.path);
     Ok(report(args, direction, path, &outcome))
 }
 

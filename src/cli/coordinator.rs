@@ -123,7 +123,8 @@ fn options(args: &Args) -> Result<Options, Failure> {
     }
     let socket = args.join.socket.path()?.as_path().to_owned();
     let absolute = |path: &Path| {
-        std::path::absolute(path).map_err(|error| Failure::new(Exit::Configuration, format!("{}: {error}", path.display())))
+        std::path::absolute(path)
+            .map_err(|error| Failure::new(Exit::Configuration, format!("{}: {error}", path.display())))
     };
     let socket = absolute(&socket)?;
     let run = match &args.run_dir {
@@ -131,8 +132,11 @@ fn options(args: &Args) -> Result<Options, Failure> {
         None => socket.with_extension("run"),
     };
     if run.to_string_lossy().contains(|character: char| character.is_whitespace() || character == '\'') {
-        return Err(Failure::new(Exit::Configuration, format!("{}: a run's folder can't have blanks in its path", run.display()))
-            .next("name another with --run-dir: Nix before 2.26 splits ssh's options at blanks"));
+        return Err(Failure::new(
+            Exit::Configuration,
+            format!("{}: a run's folder can't have blanks in its path", run.display()),
+        )
+        .next("name another with --run-dir: Nix before 2.26 splits ssh's options at blanks"));
     }
     let uid = rustix::process::getuid();
     let daemon = Path::new(DAEMON_SOCKET);
@@ -147,8 +151,11 @@ fn options(args: &Args) -> Result<Options, Failure> {
     }
     // A daemon ignores the builders of users that it doesn't trust, and says so only in its log.
     if mode == Mode::OwnStore && args.store.is_none() && !uid.is_root() && daemon.exists() {
-        return Err(Failure::new(Exit::Configuration, "this machine's Nix builds in a daemon of root's, which ignores your builders")
-            .next("run the coordinator as root, or use a store of your own: --store FOLDER here and with Nix"));
+        return Err(Failure::new(
+            Exit::Configuration,
+            "this machine's Nix builds in a daemon of root's, which ignores your builders",
+        )
+        .next("run the coordinator as root, or use a store of your own: --store FOLDER here and with Nix"));
     }
     Ok(Options {
         builders,
@@ -171,7 +178,8 @@ fn find_nix_build() -> Result<PathBuf, Failure> {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&folders).map(|folder| folder.join("nix-build")).find(|path| path.is_file());
     found.filter(|path| path.is_absolute()).ok_or_else(|| {
-        Failure::new(Exit::Configuration, "nix-build isn't on PATH").next("install Nix, or name it with --nix-build PATH")
+        Failure::new(Exit::Configuration, "nix-build isn't on PATH")
+            .next("install Nix, or name it with --nix-build PATH")
     })
 }
 
@@ -198,8 +206,9 @@ fn is_not_empty(path: &Path) -> bool {
 
 fn failure(error: CoordinatorError) -> Failure {
     match error {
-        CoordinatorError::Missing { .. } => Failure::new(Exit::TryAgain, error)
-            .next("look at the missing builders' own logs; `nixtail status` shows who is in the tailnet; --wait waits longer"),
+        CoordinatorError::Missing { .. } => Failure::new(Exit::TryAgain, error).next(
+            "look at the missing builders' own logs; `nixtail status` shows who is in the tailnet; --wait waits longer",
+        ),
         error => Failure::new(Exit::Configuration, error),
     }
 }

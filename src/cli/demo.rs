@@ -19,7 +19,7 @@ pub(super) fn run(_: &Args) -> Result<(), Failure> {
         let _ = super::print(&format!("[{:5.1}s] {line}", begun.elapsed().as_secs_f64()));
     };
     let closing = runtime.block_on(async {
-        let stop = super::session::stop_on_signals()?;
+        let stop = super::session::stop_on_signals("ending the demo")?;
         crate::demo::run(&nixtail, stop, &say).await.map_err(failure)
     })?;
     super::print(&closing)

@@ -24,7 +24,14 @@ mod tests {
     #[test]
     fn durations_are_read() {
         let seconds = Duration::from_secs;
-        for (text, duration) in [("300", seconds(300)), ("90s", seconds(90)), ("5m", seconds(300)), ("2h", seconds(7200)), ("250ms", Duration::from_millis(250)), ("0", seconds(0))] {
+        for (text, duration) in [
+            ("300", seconds(300)),
+            ("90s", seconds(90)),
+            ("5m", seconds(300)),
+            ("2h", seconds(7200)),
+            ("250ms", Duration::from_millis(250)),
+            ("0", seconds(0)),
+        ] {
             assert_eq!(parse_duration(text), Ok(duration), "{text}");
         }
         for text in ["", "s", "-1", "1d", "1.5s", "99999999999999999999", "18446744073709551615h"] {

@@ -123,7 +123,8 @@ fn user_name() -> Result<String, Failure> {
     });
     let named = named.or_else(|| std::env::var("USER").ok()).filter(|name| !name.is_empty());
     named.ok_or_else(|| {
-        Failure::new(Exit::Configuration, format!("the user with number {uid} has no name")).next("give one with --login NAME")
+        Failure::new(Exit::Configuration, format!("the user with number {uid} has no name"))
+            .next("give one with --login NAME")
     })
 }
 

@@ -249,7 +249,9 @@ impl Coordinator {
         let gone: Vec<String> = self
             .builders
             .standings()
-            .filter(|(name, standing)| matches!(standing, Standing::Gone | Standing::Awaited) && known.contains_key(*name))
+            .filter(|(name, standing)| {
+                matches!(standing, Standing::Gone | Standing::Awaited) && known.contains_key(*name)
+            })
             .map(|(name, _)| name.to_owned())
             .collect();
         for name in &gone {

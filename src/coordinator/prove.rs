@@ -102,10 +102,12 @@ impl Prover {
             "derivation {{ name = \"nixtail-probe\"; salt = \"{salt}\"; system = builtins.currentSystem; builder = \"builtin:buildenv\"; derivations = \"\"; manifest = \"/dev/null\"; }}"
         );
         let eval_store = self.store.clone().unwrap_or_else(|| "auto".to_owned());
-        let arguments = ["--no-out-link", "--eval-store", &eval_store, "--store", &self.store_uri(name), "-E", &expression];
+        let arguments =
+            ["--no-out-link", "--eval-store", &eval_store, "--store", &self.store_uri(name), "-E", &expression];
         let mut spec = ChildSpec::new(&self.nix_build, arguments);
         let kept = ["PATH", "HOME", "USER", "NIX_CONF_DIR", "NIX_PATH", "LD_LIBRARY_PATH", "NIX_DATA_DIR"];
-        spec.environment = kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
+        spec.environment =
+            kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
         let spec = spec.with_variable("NIX_SSHOPTS", format!("-F {}", self.ssh_config.display()));
         let mut child = GroupChild::start(&spec).await.map_err(|error| failed(error.to_string()))?;
         let Some((stdin, stdout, stderr)) = child.take_pipes() else {

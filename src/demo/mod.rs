@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
 use graph::Attribution;
-use process::{Process, environment, last_lines};
+use process::{Process, environment};
 
 /// The builders' names in the devnet.
 const BUILDERS: [&str; 2] = ["demo-builder-1", "demo-builder-2"];
@@ -96,7 +96,8 @@ pub async fn run(nixtail: &Path, cancel: CancellationToken, say: &dyn Fn(&str)) 
     let folder = tempfile::Builder::new().prefix("nixtail-demo-").tempdir()?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
     let place = folder.path().to_owned();
-    let mut stage = Stage { folder, nixtail: nixtail.to_owned(), builders: Vec::new(), coordinator: None, devnet: None };
+    let mut stage =
+        Stage { folder, nixtail: nixtail.to_owned(), builders: Vec::new(), coordinator: None, devnet: None };
     let result = tokio::select! {
         result = stage.play(say) => result,
         () = cancel.cancelled() => Err(DemoError::Interrupted),
@@ -189,13 +190,14 @@ impl Stage {
         let mut arguments = arguments;
         arguments[2] = self.path("probe").join("store").into();
         let probe = self.nix(nix_build, "probe", arguments, |_| {}).await?;
-        let (status, said) = probe.wait(READY).await?;
-        match status.success() {
-            true => Ok(()),
-            false if said.contains("namespace") || said.contains("Operation not permitted") => {
+        match probe.wait(READY).await {
+            Ok(_) => Ok(()),
+            Err(DemoError::Failed { said, .. })
+                if said.contains("namespace") || said.contains("Operation not permitted") =>
+            {
                 Err(DemoError::NoNamespaces)
             }
-            false => Err(DemoError::Failed { name: "nix-build".to_owned(), said: last_lines(&said) }),
+            Err(error) => Err(error),
         }
     }
 
@@ -288,42 +290,27 @@ impl Stage {
             }
         };
         let (ended, ()) = tokio::join!(nix.wait(BUILD), listening);
-        let (status, said) = ended?;
-        if !status.success() {
-            return Err(DemoError::Failed { name: "nix-build".to_owned(), said: last_lines(&said) });
-        }
+        ended?;
         check::outputs(&store, &attribution, &BUILDERS)?;
         Ok(attribution)
     }
 
     async fn status(&self) -> Result<serde_json::Value, DemoError> {
-        let arguments =
-            vec!["status".into(), "--json".into(), "--socket".into(), self.socket("coordinator").into()];
-        let mut status = self.nixtail("nixtail status", "coordinator", arguments).await?;
-        let mut text = String::new();
-        while let Ok(line) = status.line(GONE).await {
-            text.push_str(&line);
-        }
-        status.wait(GONE).await?;
-        serde_json::from_str(&text).map_err(|error| DemoError::Wrong(format!("`nixtail status --json`: {error}")))
+        let arguments = vec!["status".into(), "--json".into(), "--socket".into(), self.socket("coordinator").into()];
+        let status = self.nixtail("nixtail status", "coordinator", arguments).await?.wait(GONE).await?;
+        serde_json::from_str(&status.stdout)
+            .map_err(|error| DemoError::Wrong(format!("`nixtail status --json`: {error}")))
     }
 
     /// Ends the run as a user would, and looks whether everything is gone.
     async fn stop(&mut self, say: &dyn Fn(&str)) -> Result<(), DemoError> {
         say("stop-nix-builders");
         let arguments = vec!["stop-nix-builders".into(), "--socket".into(), self.socket("coordinator").into()];
-        let (status, said) =
-            self.nixtail("stop-nix-builders", "coordinator", arguments).await?.wait(GONE).await?;
-        if !status.success() {
-            return Err(DemoError::Failed { name: "stop-nix-builders".to_owned(), said: last_lines(&said) });
-        }
+        self.nixtail("stop-nix-builders", "coordinator", arguments).await?.wait(GONE).await?;
         let mut processes = BTreeSet::new();
         for (name, builder) in std::mem::take(&mut self.builders) {
             processes.insert(builder.process_id());
-            let (status, said) = builder.wait(GONE).await?;
-            if !status.success() {
-                return Err(DemoError::Failed { name, said: last_lines(&said) });
-            }
+            builder.wait(GONE).await?;
             say(&format!("  {name} ended"));
         }
         if let Some(coordinator) = self.coordinator.take() {

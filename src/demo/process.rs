@@ -26,6 +26,12 @@ pub(super) struct Process {
     stderr: JoinHandle<String>,
 }
 
+/// What a child that ended well left.
+pub(super) struct Ended {
+    /// What it wrote to stdout and nobody had read.
+    pub(super) stdout: String,
+}
+
 /// The environment that each child of the demo gets: what finds programs, and a home of its own.
 pub(super) fn environment(home: &Path) -> Vec<(OsString, OsString)> {
     let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "RUST_LOG", "NIX_DATA_DIR", "NIX_LIBEXEC_DIR", "NIX_BIN_DIR"];
@@ -65,17 +71,27 @@ impl Process {
         }
     }
 
-    /// Waits for its end and says how it ended and what it wrote to stderr.
-    pub(super) async fn wait(mut self, within: Duration) -> Result<(ExitStatus, String), DemoError> {
+    /// Waits for its end and says how it ended, what else it wrote to stdout, and what to stderr.
+    pub(super) async fn wait(mut self, within: Duration) -> Result<Ended, DemoError> {
         let silent = || DemoError::Silent { name: self.name.clone(), seconds: within.as_secs() };
-        // Its stdout must be read, or it may wait for ever on a full pipe.
+        let mut stdout = String::new();
         let drained = async {
-            while let Ok(Some(_)) = self.stdout.next_line().await {}
+            while let Ok(Some(line)) = self.stdout.next_line().await {
+                stdout.push_str(&line);
+                stdout.push('\n');
+            }
             self.child.wait().await
         };
         let status = timeout(within, drained).await.map_err(|_| silent())??;
-        let said = timeout(TERMINATE_GRACE, self.stderr).await.ok().and_then(Result::ok).unwrap_or_default();
-        Ok((status, said))
+        let stderr = timeout(TERMINATE_GRACE, self.stderr).await.ok().and_then(Result::ok).unwrap_or_default();
+        if status.success() {
+            return Ok(Ended { stdout });
+        }
+        let mut said = last_lines(&stderr);
+        if said.is_empty() {
+            said = status.to_string();
+        }
+        Err(DemoError::Failed { name: self.name, said })
     }
 
     /// Its process id.
@@ -106,7 +122,7 @@ async fn follow(stderr: impl AsyncRead + Unpin, mut log: impl FnMut(&str)) -> St
 }
 
 /// The end of what a child said, which mostly tells why.
-pub(super) fn last_lines(said: &str) -> String {
+fn last_lines(said: &str) -> String {
     let lines: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).collect();
     lines.iter().skip(lines.len().saturating_sub(8)).copied().collect::<Vec<_>>().join("\n  ")
 }
