@@ -173,9 +173,9 @@ where
     }
 }
 
-async fn write_line<S: AsyncWrite + Unpin>(stream: &mut BufReader<S>, value: &impl Serialize) -> Result<(), BenchError>
+async fn write_line<S>(stream: &mut BufReader<S>, value: &impl Serialize) -> Result<(), BenchError>
 where
-    S: AsyncRead,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut line = serde_json::to_vec(value).map_err(std::io::Error::from)?;
     line.push(b'\n');

@@ -140,7 +140,7 @@ pub fn refuse_writable_by_others(path: &Path, uid: u32) -> Result<(), PlaceError
 /// When the folder can't be written.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PlaceError> {
     let io = |source| PlaceError::Io { doing: "write", path: path.to_owned(), source };
-    let folder = path.parent().unwrap_or(Path::new("/"));
+    let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     fs::create_dir_all(folder).map_err(io)?;
     let mut file = NamedTempFile::new_in(folder).map_err(io)?;
     file.write_all(bytes).map_err(io)?;

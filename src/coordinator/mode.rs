@@ -167,7 +167,8 @@ impl Told {
     pub fn end(self) -> Result<(), PlaceError> {
         let mut first = Ok(());
         if let Some(system) = self.system {
-            first = first.and(system.machines.give_back()).and(system.ssh_config.give_back());
+            let (machines, ssh_config) = (system.machines.give_back(), system.ssh_config.give_back());
+            first = machines.and(ssh_config);
         }
         for file in [self.layout.machines(), self.layout.ssh_config(), self.layout.known_hosts(), self.layout.env()] {
             // What isn't there needs no removing.
