@@ -4,6 +4,7 @@ mod lab;
 
 use std::time::Duration;
 
+use lab::nixtail::Nixtail;
 use lab::tailscaled::{Paths, Tailscaled};
 use nixtail_devnet::{AuthKeyOptions, BUILDER_TAG, COORDINATOR_TAG, Config, Devnet, NodeStatus, Policy, RELAY_REGION};
 use tokio::runtime::Runtime;
@@ -81,6 +82,24 @@ fn two_tailscaleds_ping_each_other_directly() {
     right.logout();
     beside.wait("the ephemeral node to vanish", |nodes| nodes.iter().all(|node| node.name == "left.tail.devnet"));
     lab::wait_for("left to forget it", lab::PATIENCE, || left.status()["Peer"].as_object().is_none().then_some(()));
+}
+
+#[test]
+fn tailscaled_and_nixtail_ping_each_other_through_the_devnet() {
+    let beside = Beside::start(Policy::allow_all());
+    let (url, key) = (beside.devnet().url(), beside.key(ephemeral()));
+    let Some(theirs) = Tailscaled::start(&url, &key, "theirs") else { return };
+    let ours = Nixtail::up(&url, &key, "ours", &[]);
+    let address = theirs.wait_for_peer("ours");
+    assert_eq!(address, ours.ip());
+    let pongs = theirs.ping_until_direct(&address);
+    assert!(pongs.lines().last().is_some_and(|line| line.contains("pong") && !line.contains("DERP")), "{pongs}");
+    for kind in ["--icmp", "--tsmp"] {
+        let pong = theirs.ping_once(&address, kind);
+        assert!(pong.contains("pong"), "{kind}: {pong}");
+    }
+    ours.wait_for_peer("theirs");
+    ours.cli_ok(&["ping", "theirs"]);
 }
 
 #[test]
