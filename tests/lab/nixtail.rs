@@ -27,12 +27,26 @@ impl Nixtail {
 
     /// A command that joins and stays, such as `builder`; returns when it is ready.
     pub fn start(command: &str, control_url: &str, key: &str, hostname: &str, more: &[&str]) -> Self {
+        Self::start_in(command, control_url, key, hostname, more, &[])
+    }
+
+    /// As [`Self::start`], with more in its environment than the key.
+    pub fn start_in(
+        command: &str,
+        control_url: &str,
+        key: &str,
+        hostname: &str,
+        more: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let begun = Instant::now();
         let socket = folder.path().join("sock").display().to_string();
         let mut args = vec![command, "-vv", "--login-server", control_url, "--hostname", hostname, "--socket", &socket];
         args.extend(more);
-        let env = [("TS_AUTHKEY", key), ("HOME", folder.path().to_str().expect("a plain path")), ("NO_COLOR", "1")];
+        let mut env =
+            vec![("TS_AUTHKEY", key), ("HOME", folder.path().to_str().expect("a plain path")), ("NO_COLOR", "1")];
+        env.extend(environment.iter().map(|(name, value)| (*name, value.as_str())));
         let process = Process::start(hostname, &program(), args, env, &folder.path().join("log"));
         let mut node = Self { process, folder, start_time: Duration::ZERO };
         wait_for("nixtail to be ready", 2 * PATIENCE, || {

@@ -9,17 +9,28 @@ use std::thread;
 /// `.cache/peers`. Without it the test is skipped, by name, on standard error; with `NIXTAIL_REQUIRE_PEERS=1` it fails.
 pub fn require(name: &str) -> Option<PathBuf> {
     let path = folder().join(name);
-    if path.is_file() {
-        return Some(path);
+    found(path.is_file().then_some(path), name, "make peers")
+}
+
+/// A program of the system's own, such as `nix-build`, as `PATH` has it; else as [`require`].
+pub fn require_on_path(name: &str) -> Option<PathBuf> {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let path = env::split_paths(&folders).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found(path, name, "scripts/needs test")
+}
+
+fn found(path: Option<PathBuf>, name: &str, remedy: &str) -> Option<PathBuf> {
+    if path.is_some() {
+        return path;
     }
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(
         env::var_os("NIXTAIL_REQUIRE_PEERS").is_none_or(|value| value != "1"),
-        "{test} needs {name}, which is not in {}: run 'make peers'",
+        "{test} needs {name}, which is neither in {} nor on PATH: {remedy}",
         folder().display()
     );
     // Past the test harness, which hides what a passing test prints.
-    let line = format!("skipped: {test} needs {name} (make peers)\n");
+    let line = format!("skipped: {test} needs {name} ({remedy})\n");
     let _ = std::io::stderr().write_all(line.as_bytes());
     None
 }
