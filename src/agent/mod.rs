@@ -40,6 +40,12 @@ use crate::control::{Control, ControlConfig};
 use crate::net::dataplane::{Command, Dataplane, Facts, Setup};
 use membership::Membership;
 
+/// How long a join waits for a relay where peers may be reached directly, too: a relay that is there answers within a
+/// second, and one that isn't mustn't keep us off the tailnet.
+const RELAY_PATIENCE: Duration = Duration::from_secs(5);
+/// What a person is told where no relay answers.
+const NO_RELAY: &str = "no relay (DERP) could be reached; check that its TLS port and UDP 3478 are let out";
+
 /// How long a login that nobody wants any more is waited for, so that it can be undone.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -53,6 +59,8 @@ pub struct Agent {
 #[derive(Debug)]
 struct Inner {
     login_server: String,
+    /// Whether relays may be used.
+    derp: bool,
     node_key: NodePublic,
     dataplane: Dataplane,
     membership: Membership,
@@ -77,7 +85,7 @@ impl Agent {
     pub async fn join_until(config: Config, cancel: CancellationToken) -> Result<Self, JoinError> {
         let deadline = Instant::now() + config.join_deadline;
         let after = config.join_deadline;
-        let (login_server, derp) = (config.login_server.clone(), config.derp);
+        let (login_server, direct, derp) = (config.login_server.clone(), config.direct, config.derp);
         let mut rng = rand::rng();
         let machine_key = MachinePrivate::generate(&mut rng);
         let node_key = NodePrivate::generate(&mut rng);
@@ -119,10 +127,11 @@ impl Agent {
         let facts = dataplane.facts();
         let membership = Membership::start(control, dataplane.sender(), facts.clone());
         let netmap = membership.netmap();
-        let agent =
-            Self { inner: Arc::new(Inner { login_server, node_key: own_key, dataplane, membership, netmap, facts }) };
+        let agent = Self {
+            inner: Arc::new(Inner { login_server, derp, node_key: own_key, dataplane, membership, netmap, facts }),
+        };
         let unready = tokio::select! {
-            ready = tokio::time::timeout_at(deadline.into(), agent.until_ready(derp)) => match ready {
+            ready = tokio::time::timeout_at(deadline.into(), agent.until_ready(direct, derp)) => match ready {
                 Ok(()) => return Ok(agent),
                 Err(_) => JoinError::Deadline { after, missing: agent.missing(derp) },
             },
@@ -221,6 +230,9 @@ impl Agent {
         if netmap.is_locked() {
             health.push("tailnet lock is on, and nixtail can't check its signatures: no peer is used".to_owned());
         }
+        if !self.is_relay_ready(self.inner.derp) {
+            health.push(NO_RELAY.to_owned());
+        }
         let mut peers: Vec<Peer> = netmap.peers.values().map(|peer| describe(peer, paths.get(&peer.key))).collect();
         peers.sort_by(|a, b| a.name.cmp(&b.name));
         let own = &netmap.self_node;
@@ -272,17 +284,24 @@ impl Agent {
         netmap.as_ref().and_then(|netmap| netmap.peer_by_key(key)).map(|peer| peer.short_name().to_owned())
     }
 
-    async fn until_ready(&self, derp: bool) {
+    async fn until_ready(&self, direct: bool, derp: bool) {
         let (mut netmap, mut facts) = (self.inner.netmap.clone(), self.inner.facts.clone());
         let mut told = self.inner.membership.told();
         // The channels live as long as the agent.
         let _ = netmap.wait_for(Option::is_some).await;
         let _ = told.wait_for(|told| *told).await;
-        while !self.is_relay_ready(derp) {
-            tokio::select! {
-                _ = facts.changed() => {}
-                _ = netmap.changed() => {}
+        let relay = async {
+            while !self.is_relay_ready(derp) {
+                tokio::select! {
+                    _ = facts.changed() => {}
+                    _ = netmap.changed() => {}
+                }
             }
+        };
+        if !direct {
+            relay.await;
+        } else if tokio::time::timeout(RELAY_PATIENCE, relay).await.is_err() {
+            tracing::warn!("{NO_RELAY}; peers are reached directly or not at all until one is");
         }
     }
 
@@ -296,7 +315,7 @@ impl Agent {
         if self.inner.netmap.borrow().is_none() {
             "control hasn't sent a netmap"
         } else if !self.is_relay_ready(derp) {
-            "no relay (DERP) could be reached; check that its TLS port and UDP 3478 are let out"
+            NO_RELAY
         } else {
             "control hasn't taken this node's endpoints"
         }
