@@ -7,7 +7,7 @@ pub mod mode;
 mod prove;
 pub mod verbs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -92,15 +92,18 @@ pub struct Coordinator {
     builders: Builders,
     known: BTreeMap<String, Acquaintance>,
     tries: JoinSet<(String, Result<Acquaintance, Failure>, TryStep)>,
+    /// Ready builders that control calls offline, being asked whether they live.
+    watched: BTreeSet<String>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     board: Board,
 }
 
-/// The two steps of a try: between them ssh's files are written.
+/// The two steps of a try, between which ssh's files are written; and the watch over one that control calls offline.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TryStep {
     Met,
     Probed,
+    Watched,
 }
 
 /// What others may see of a coordinator, and ask of its builders, while it works.
@@ -147,6 +150,7 @@ impl Coordinator {
             builders: Builders::new(Instant::now(), options.wait, options.builders),
             known: BTreeMap::new(),
             tries: JoinSet::new(),
+            watched: BTreeSet::new(),
             netmap,
         })
     }
@@ -258,7 +262,25 @@ impl Coordinator {
             tracing::warn!(builder = %name, "left the tailnet; Nix is told of it no more");
             self.known.remove(name);
         }
+        self.watch_offline(&netmap);
         if gone.is_empty() { Ok(()) } else { self.write() }
+    }
+
+    /// Nix asks its builders one after the other and waits for each: one that is dead must leave its list, whereas one that
+    /// only control has lost from sight goes on building.
+    fn watch_offline(&mut self, netmap: &Netmap) {
+        let offline =
+            |known: &Acquaintance| netmap.peer_by_key(&known.node_key).is_some_and(|node| node.online == Some(false));
+        let ready = self.builders.standings().filter(|(_, standing)| **standing == Standing::Ready);
+        for (name, known) in ready.filter_map(|(name, _)| self.known.get_key_value(name)) {
+            if offline(known) && self.watched.insert(name.clone()) {
+                let (prover, name, known) = (Arc::clone(&self.prover), name.clone(), known.clone());
+                self.tries.spawn(async move {
+                    let watched = prover.watch(&name, &known).await.map(|()| known);
+                    (name, watched, TryStep::Watched)
+                });
+            }
+        }
     }
 
     fn handle_tried(
@@ -269,6 +291,14 @@ impl Coordinator {
     ) -> Result<(), CoordinatorError> {
         let now = Instant::now();
         match (step, result) {
+            (TryStep::Watched, result) => {
+                self.watched.remove(&name);
+                let Err(failure) = result else { return Ok(()) };
+                tracing::warn!(builder = %name, reason = %failure.reason, "answers no more; Nix is told of it no more");
+                self.known.remove(&name);
+                self.builders.handle_lost(now, &name);
+                self.write()
+            }
             (_, Err(failure)) => {
                 tracing::info!(builder = %name, stage = %failure.stage, reason = %failure.reason, "not ready");
                 self.known.remove(&name);

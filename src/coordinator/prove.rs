@@ -21,6 +21,10 @@ use crate::nix::spawn::{ChildSpec, GroupChild, TERMINATE_GRACE};
 
 /// How long a probe build may take; it takes 0.3 s on an idle machine.
 const PROBE_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a builder that control calls offline may take to answer. Its dial is retried meanwhile.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
+/// The pause between two such questions.
+const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// The most that is read of what a probe says.
 const MAX_WORDS: u64 = 64 * 1024;
 
@@ -128,6 +132,26 @@ impl Prover {
                 Err(failed(format!("Nix built nothing within {} s", PROBE_DEADLINE.as_secs())))
             }
         }
+    }
+
+    /// Asks a builder for a sign of life, again and again, until control sees it once more (or has another in its place),
+    /// or it fails to give one.
+    pub(super) async fn watch(&self, name: &str, known: &Acquaintance) -> Result<(), Failure> {
+        let silent = || Failure {
+            stage: Stage::Connect,
+            reason: format!("control calls it offline, and it didn't answer within {} s", SIGN_OF_LIFE.as_secs()),
+        };
+        let offline = || {
+            let netmap = self.agent.netmap().borrow().clone();
+            let node = netmap.as_ref().and_then(|netmap| netmap.peer_by_key(&known.node_key));
+            node.is_some_and(|node| node.online == Some(false))
+        };
+        while offline() {
+            let asked = timeout(SIGN_OF_LIFE, self.verb(name, &known.host_keys, ControlVerb::Ping)).await;
+            asked.unwrap_or_else(|_| Err(silent()))?;
+            tokio::time::sleep(WATCH_PAUSE).await;
+        }
+        Ok(())
     }
 
     /// Tells a builder to end.
