@@ -243,6 +243,8 @@ impl Node {
                         self.relay.handle_home(self.now, Some(region));
                     }
                     self.events.push_back(Event::HomeRegion(region));
+                    // Not only with the report that follows: until control knows it, nobody reaches us through it.
+                    self.events.push_back(Event::NetInfo(net_info(self.netcheck.report())));
                 }
                 netcheck::Event::Endpoints(mapped) => {
                     self.mapped_endpoints = mapped;

@@ -1,9 +1,9 @@
 //! Peers come, go, and come again as others.
 
-use nixtail_proto::node::PingKind;
+use nixtail_proto::node::{Event, PingKind};
 use nixtail_proto::stack::{ConnectError, ConnectionError};
 
-use crate::world::{SECOND, World};
+use crate::world::{REGION, SECOND, World};
 
 #[test]
 fn a_new_key_ends_old_streams_and_new_ones_work() {
@@ -80,4 +80,12 @@ fn a_netmap_that_comes_late_costs_little() {
     let known = world.now;
     world.pass_until(5 * SECOND, "accepted", |world| world.hosts[1].node.accept(22).is_some());
     assert!(world.now - known < 3 * SECOND, "{:?}", world.now - known);
+}
+
+#[test]
+fn home_is_told_at_once_where_there_is_no_choice() {
+    let mut world = World::new(19);
+    world.add(false, true);
+    world.publish();
+    assert!(world.has(0, |event| matches!(event, Event::NetInfo(info) if info.preferred_derp == REGION)));
 }
