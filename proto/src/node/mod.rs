@@ -293,7 +293,7 @@ impl Node {
     fn wake_tunnels(&mut self, now: Instant) {
         for id in self.peers.ids() {
             if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) {
-                tunnel.session.nudge(now);
+                tunnel.nudge(now);
                 self.schedule.wake(id);
             }
         }

@@ -77,8 +77,7 @@ impl Node {
         tunnel.handle_timeout(now, &self.identity, &mut self.rng);
         let route = tunnel.route(now);
         if !route.exists() && tunnel.session.wants_path() {
-            // Nothing can be sent before an address answers or a relay is connected: look for both.
-            tunnel.paths.handle_sent(now, &mut self.rng);
+            // Nothing can be sent before an address answers, which the tunnel looks for, or a relay is connected.
             self.refresh_region(now, id, true);
         }
         if self.send_disco(now, id) {

@@ -20,6 +20,21 @@ use session::Session;
 /// A peer that was heard within this time may hold keys of ours that it has lost: it is asked for new ones when it
 /// shows that it restarted.
 const RECENT: Duration = Duration::from_secs(180);
+/// How long to wait for the answer to the n-th initiation, or round of pings, before the next. Peers drop both silently
+/// while the netmap with our keys is still on its way to them, so the first ones come close.
+const RETRY_AFTER: [Duration; 5] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_secs(2),
+    Duration::from_secs(4),
+];
+/// How long to wait after all those.
+const RETRY_LAST: Duration = Duration::from_secs(5);
+
+fn retry_after(sent_before: usize) -> Duration {
+    RETRY_AFTER.get(sent_before).copied().unwrap_or(RETRY_LAST)
+}
 
 /// Session, paths and counters of one peer.
 pub struct Tunnel {
@@ -75,7 +90,13 @@ impl Tunnel {
                 self.session.renew(now);
             }
         }
+        self.nudge(now);
+    }
+
+    /// Something about the peer, or a relay, changed: what waits for an answer is tried again at once.
+    pub fn nudge(&mut self, now: Instant) {
         self.session.nudge(now);
+        self.paths.nudge(now);
     }
 
     /// The key that our disco key and the peer's have in common; `None` if the peer has none.
@@ -89,6 +110,7 @@ impl Tunnel {
     /// Lets what is due happen.
     pub fn handle_timeout(&mut self, now: Instant, identity: &Identity, rng: &mut dyn rand_core::CryptoRng) {
         self.session.handle_timeout(now, identity);
+        self.paths.set_waiting(now, self.session.wants_path());
         self.paths.handle_timeout(now, rng);
     }
 

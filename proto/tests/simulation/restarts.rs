@@ -1,7 +1,12 @@
 //! Peers come, go, and come again as others.
 
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use nixtail_proto::disco;
 use nixtail_proto::node::{Event, PingKind};
-use nixtail_proto::stack::{ConnectError, ConnectionError};
+use nixtail_proto::stack::{ConnectError, ConnectionError, Read};
 
 use crate::world::{REGION, SECOND, World};
 
@@ -63,23 +68,94 @@ fn a_dial_to_a_dead_peer_fails_in_time() {
     assert!(world.ping(0, 1, PingKind::Disco).is_none());
 }
 
-#[test]
-fn a_netmap_that_comes_late_costs_little() {
+/// How long after the dialled peer's netmap has the dialler its first byte arrives, when that netmap is so late.
+fn first_byte((direct, derp): (bool, bool), late: Duration) -> Duration {
     let mut world = World::new(15);
-    world.add(true, true);
-    world.add(true, true);
+    world.add(direct, derp);
+    world.add(direct, derp);
     world.publish_to(0, |_| true);
     world.publish_to(1, |_| false);
     world.hosts[1].node.listen(22, 8).unwrap();
     let remote = world.hosts[1].tailnet(22);
-    world.hosts[0].node.connect(world.now, remote).unwrap();
+    let near = world.hosts[0].node.connect(world.now, remote).unwrap();
     // The peer ignores us until it learns of us.
-    world.pass(3 * SECOND);
+    world.pass(late);
     assert!(world.hosts[1].node.accept(22).is_none());
     world.publish_to(1, |_| true);
     let known = world.now;
-    world.pass_until(5 * SECOND, "accepted", |world| world.hosts[1].node.accept(22).is_some());
-    assert!(world.now - known < 3 * SECOND, "{:?}", world.now - known);
+    let mut far = None;
+    world.pass_until(20 * SECOND, "the first byte", |world| {
+        let _ = world.hosts[0].node.write(world.now, near, b"x");
+        far = far.or_else(|| world.hosts[1].node.accept(22));
+        far.as_ref().is_some_and(|far| {
+            matches!(world.hosts[1].node.read(world.now, far.id, &mut [0; 8]), Ok(Read::Bytes(length)) if length > 0)
+        })
+    });
+    world.now - known
+}
+
+#[test]
+fn a_netmap_that_comes_late_costs_little() {
+    for (way, name) in [((true, false), "UDP"), ((false, true), "DERP"), ((true, true), "both")] {
+        for (late, at_most) in [(100, 500), (600, 500), (1000, 1000), (3000, 1000)] {
+            let waited = first_byte(way, Duration::from_millis(late));
+            println!("{name}: {late} ms late, first byte after {waited:?}");
+            assert!(waited <= Duration::from_millis(at_most), "{name}: {late} ms late, {waited:?}");
+        }
+    }
+}
+
+#[test]
+fn a_peer_whose_address_comes_late_is_reached_at_once() {
+    let mut world = World::new(17);
+    world.add(true, false);
+    world.add(true, false);
+    let endpoints = std::mem::take(&mut world.hosts[1].record.endpoints);
+    world.publish();
+    world.hosts[1].node.listen(22, 8).unwrap();
+    let remote = world.hosts[1].tailnet(22);
+    world.hosts[0].node.connect(world.now, remote).unwrap();
+    world.pass(Duration::from_millis(4200));
+    world.hosts[1].record.endpoints = endpoints;
+    world.publish();
+    let known = world.now;
+    world.pass_until(SECOND, "accepted", |world| world.hosts[1].node.accept(22).is_some());
+    assert!(world.now - known < Duration::from_millis(50), "{:?}", world.now - known);
+}
+
+/// After how many milliseconds a host that dials one which doesn't know it sends something of a kind, for so long.
+fn attempts(direct: bool, seconds: u32, is_attempt: fn(&[u8]) -> bool) -> Vec<u128> {
+    let mut world = World::new(18);
+    world.add(direct, !direct);
+    world.add(direct, !direct);
+    world.publish_to(0, |_| true);
+    world.publish_to(1, |_| false);
+    world.pass(SECOND);
+    let sent = Rc::new(Cell::new(0));
+    let counted = Rc::clone(&sent);
+    world.tap = Some(Box::new(move |host, bytes| {
+        counted.set(counted.get() + usize::from(host == 0 && is_attempt(bytes)));
+        true
+    }));
+    let (began, remote) = (world.now, world.hosts[1].tailnet(22));
+    world.hosts[0].node.connect(world.now, remote).unwrap();
+    let (mut times, end) = (Vec::new(), began + seconds * SECOND);
+    world.pump();
+    while world.now < end {
+        times.resize(sent.get(), (world.now - began).as_millis());
+        world.step(end);
+    }
+    times
+}
+
+#[test]
+fn handshakes_and_pings_are_repeated_at_one_pace_and_end() {
+    let pace = [0, 250, 750, 1750, 3750, 7750, 12750, 17750];
+    assert_eq!(attempts(false, 20, |bytes| bytes.starts_with(&[1, 0, 0, 0])), pace);
+    assert_eq!(attempts(true, 20, disco::is_disco), pace);
+    // The dial gives up after 45 s, and what waits for keys is wanted for 90 s more.
+    let last = *attempts(true, 900, disco::is_disco).last().unwrap();
+    assert!((80_000..140_000).contains(&last), "{last} ms");
 }
 
 #[test]

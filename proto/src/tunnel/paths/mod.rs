@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rand_core::CryptoRng;
 
+use super::retry_after;
 use crate::disco::TransactionId;
 use crate::tailcfg::RegionId;
 
@@ -30,8 +31,10 @@ pub const HEARTBEAT_EVERY: Duration = Duration::from_secs(3);
 pub const ACTIVE_FOR: Duration = Duration::from_secs(45);
 /// A ping without an answer is forgotten after this long.
 const PING_TIMEOUT: Duration = Duration::from_secs(5);
-/// One address is pinged no more often than this, unless the peer asks for it.
+/// One address is pinged no more often than this, unless the peer asks for it or packets wait.
 const PING_INTERVAL: Duration = Duration::from_secs(5);
+/// While packets wait for a path, or somebody asks for one, no more often than this.
+const URGENT_PING_INTERVAL: Duration = Duration::from_millis(50);
 /// How often a better path than a trusted one is looked for.
 const UPGRADE_EVERY: Duration = Duration::from_secs(60);
 /// A path of this latency is good enough to look for no better one.
@@ -123,6 +126,15 @@ struct Best {
     trusted_until: Instant,
 }
 
+/// Packets wait for the peer's answer and no path is trusted: all addresses are pinged, again and again.
+#[derive(Debug, Clone, Copy)]
+struct Search {
+    /// How many rounds there were since it began or was nudged.
+    rounds: usize,
+    /// When the next one is due.
+    next: Instant,
+}
+
 #[derive(Debug, Clone, Copy)]
 struct SentPing {
     txid: TransactionId,
@@ -144,6 +156,7 @@ pub struct Paths {
     last_send: Option<Instant>,
     last_full_ping: Option<Instant>,
     heartbeat_at: Option<Instant>,
+    search: Option<Search>,
 }
 
 impl Paths {
@@ -159,6 +172,7 @@ impl Paths {
             last_send: None,
             last_full_ping: None,
             heartbeat_at: None,
+            search: None,
         }
     }
 
@@ -257,7 +271,30 @@ impl Paths {
         }
     }
 
-    /// Packets were sent to the peer, or wait for a path: paths are kept alive, and looked for, while this goes on.
+    /// Whether packets wait for a path or for the peer's keys. While they do and no path is trusted, all addresses are
+    /// pinged at the pace of handshakes: the first pings may be lost on a peer that doesn't know us yet.
+    pub fn set_waiting(&mut self, now: Instant, waiting: bool) {
+        if !waiting || !self.direct || self.is_trusted(now) {
+            self.search = None;
+        } else if self.search.is_none() {
+            self.search = Some(Search { rounds: 0, next: self.next_urgent(now) });
+        }
+    }
+
+    /// Something about the peer changed (its netmap entry, a relay connection): if packets wait, looks for a path at
+    /// once instead of at its next turn.
+    pub fn nudge(&mut self, now: Instant) {
+        let urgent = self.next_urgent(now);
+        if let Some(search) = &mut self.search {
+            *search = Search { rounds: 0, next: search.next.min(urgent) };
+        }
+    }
+
+    fn next_urgent(&self, now: Instant) -> Instant {
+        self.last_full_ping.map_or(now, |last| now.max(last + URGENT_PING_INTERVAL))
+    }
+
+    /// Packets were sent to the peer: paths are kept alive, and better ones looked for, while this goes on.
     pub fn handle_sent(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.last_send = Some(now);
         if !self.direct {
@@ -274,14 +311,14 @@ impl Paths {
             _ => PING_INTERVAL,
         };
         if is_due(self.last_full_ping, now, interval) {
-            self.ping_all(now, rng);
+            self.ping_all(now, PING_INTERVAL, rng);
         }
     }
 
-    /// Pings all addresses, then lets the peer ping ours: our NAT is open by then.
-    fn ping_all(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+    /// Pings all addresses that weren't within `interval`, then lets the peer ping ours: our NAT is open by then.
+    fn ping_all(&mut self, now: Instant, interval: Duration, rng: &mut dyn CryptoRng) {
         self.last_full_ping = Some(now);
-        let due = |candidate: &Candidate| is_due(candidate.last_ping, now, PING_INTERVAL);
+        let due = |candidate: &Candidate| is_due(candidate.last_ping, now, interval);
         let all = self.candidates.iter().filter(|(_, candidate)| due(candidate));
         let all: Vec<SocketAddr> = all.map(|(address, _)| *address).collect();
         for address in all {
@@ -298,7 +335,7 @@ impl Paths {
             Some(best) => self.ping(now, Via::Udp(best.address), rng),
             None => {
                 if self.direct {
-                    self.ping_all(now, rng);
+                    self.ping_all(now, URGENT_PING_INTERVAL, rng);
                 }
                 if let Some(region) = self.region {
                     self.ping(now, Via::Derp(region), rng);
@@ -366,13 +403,17 @@ impl Paths {
         self.best.is_some_and(|best| best.trusted_until > now)
     }
 
-    /// When a heartbeat is due. A path that nobody uses has none.
+    /// When a heartbeat or a round of pings is due. A path that nobody uses has none.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        self.heartbeat_at
+        self.heartbeat_at.into_iter().chain(self.search.map(|search| search.next)).min()
     }
 
-    /// Sends a heartbeat if it is due.
+    /// Sends a heartbeat or a round of pings if it is due.
     pub fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if let Some(Search { rounds, .. }) = self.search.filter(|search| search.next <= now) {
+            self.search = Some(Search { rounds: rounds.saturating_add(1), next: now + retry_after(rounds) });
+            self.ping_all(now, URGENT_PING_INTERVAL, rng);
+        }
         if self.heartbeat_at.is_none_or(|at| at > now) {
             return;
         }

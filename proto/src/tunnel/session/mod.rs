@@ -14,6 +14,7 @@ use boringtun::noise::errors::WireGuardError;
 use boringtun::noise::{Packet, Tunn, TunnResult};
 
 use super::handshake::Identity;
+use super::retry_after;
 use crate::key::NodePublic;
 
 mod keys;
@@ -42,16 +43,6 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(10);
 const NO_ANSWER_AFTER: Duration = Duration::from_secs(15);
 /// Handshakes end when nothing was to be sent for this long.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
-/// How long to wait for the answer to the n-th initiation; the last one holds for all that follow. Peers drop
-/// initiations silently while the netmap with our key is still on its way to them, so the first ones come close.
-const RETRY_AFTER: [Duration; 6] = [
-    Duration::from_millis(250),
-    Duration::from_millis(500),
-    Duration::from_secs(1),
-    Duration::from_secs(2),
-    Duration::from_secs(4),
-    Duration::from_secs(5),
-];
 /// Initiations are never closer than this: Go's WireGuard drops those within 20 ms of each other.
 const MIN_BETWEEN_INITIATIONS: Duration = Duration::from_millis(50);
 /// How many packets wait for a session; the oldest are dropped. As many as wireguard-go stages.
@@ -252,7 +243,7 @@ impl Session {
                 self.keepalive_at = None;
                 // The peer's first packet will make these keys ours; leave it the time to come.
                 if let Some(attempt) = &mut self.attempt {
-                    attempt.next = attempt.next.max(now + RETRY_AFTER[0]);
+                    attempt.next = attempt.next.max(now + retry_after(0));
                 }
                 Ok(answer.len())
             }
@@ -440,8 +431,7 @@ impl Session {
         self.last_initiation = Some(now);
         self.keepalive_at = None;
         if let Some(attempt) = &mut self.attempt {
-            let last = RETRY_AFTER[RETRY_AFTER.len() - 1];
-            attempt.next = now + RETRY_AFTER.get(attempt.sent).copied().unwrap_or(last);
+            attempt.next = now + retry_after(attempt.sent);
             attempt.sent = attempt.sent.saturating_add(1);
         }
         Some(length)
