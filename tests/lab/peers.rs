@@ -29,10 +29,20 @@ fn found(path: Option<PathBuf>, name: &str, remedy: &str) -> Option<PathBuf> {
         "{test} needs {name}, which is neither in {} nor on PATH: {remedy}",
         folder().display()
     );
-    // Past the test harness, which hides what a passing test prints.
-    let line = format!("skipped: {test} needs {name} ({remedy})\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    skipped(&test, name, remedy);
     None
+}
+
+/// Skips a test, by name, that needs what no script can bring: root, or a kernel's permission. No failure even where peers
+/// are required.
+pub fn skip(what: &str) {
+    skipped(thread::current().name().unwrap_or("a test"), what, "run it where there is");
+}
+
+fn skipped(test: &str, what: &str, remedy: &str) {
+    // Past the test harness, which hides what a passing test prints.
+    let line = format!("skipped: {test} needs {what} ({remedy})\n");
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// All of `names`, or `None` when one is missing; see [`require`].
