@@ -66,15 +66,41 @@ pub(super) async fn no_nodes(devnet: &Devnet, within: Duration) -> Result<(), De
     }
 }
 
-/// None of the processes, nor any of their groups, is left.
-pub(super) fn no_processes(groups: &BTreeSet<i32>) -> Result<(), DemoError> {
-    for group in groups {
-        let Some(group) = rustix::process::Pid::from_raw(*group) else { continue };
-        if rustix::process::test_kill_process_group(group).is_ok() {
-            return Err(wrong(format!("processes of group {} are left", group.as_raw_nonzero())));
+/// No process is left that was started for the demo: none has the demo's folder in its arguments or environment, nor
+/// works in it.
+pub(super) async fn no_processes(folder: &Path, within: Duration) -> Result<(), DemoError> {
+    let started = Instant::now();
+    loop {
+        let left = processes_naming(folder);
+        if left.is_empty() {
+            return Ok(());
         }
+        if started.elapsed() > within {
+            return Err(wrong(format!("processes are left: {}", left.join(", "))));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    Ok(())
+}
+
+/// Processes of ours that have to do with `folder`, as proc(5) shows them. Where there is no `/proc`, none are seen.
+fn processes_naming(folder: &Path) -> Vec<String> {
+    let needle = folder.as_os_str().as_encoded_bytes();
+    let names = |bytes: &[u8]| bytes.windows(needle.len()).any(|part| part == needle);
+    let own = std::process::id().to_string();
+    let entries = fs::read_dir("/proc").into_iter().flatten().filter_map(Result::ok);
+    let processes = entries.filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()));
+    processes
+        .filter(|entry| entry.file_name().to_str() != Some(&own))
+        .filter(|entry| {
+            let read = |file: &str| fs::read(entry.path().join(file)).unwrap_or_default();
+            let works_in_it = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(folder));
+            works_in_it || names(&read("cmdline")) || names(&read("environ"))
+        })
+        .map(|entry| {
+            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            format!("{} ({})", entry.file_name().to_string_lossy(), name.trim())
+        })
+        .collect()
 }
 
 /// No socket is left, and nothing in the folder that the coordinator made for Nix.
@@ -88,11 +114,6 @@ pub(super) fn no_sockets(folder: &Path, run: &Path) -> Result<(), DemoError> {
         Ok(Some(Ok(entry))) => Err(wrong(format!("{} is left", entry.path().display()))),
         _ => Ok(()),
     }
-}
-
-/// The demo's folder is gone.
-pub(super) fn nothing_left(folder: &Path) -> Result<(), DemoError> {
-    if folder.exists() { Err(wrong(format!("{} could not be removed", folder.display()))) } else { Ok(()) }
 }
 
 /// Nix takes the write permission from what is in a store; without it nothing can be removed.

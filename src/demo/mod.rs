@@ -7,7 +7,6 @@ mod check;
 mod graph;
 mod process;
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -95,17 +94,20 @@ pub enum DemoError {
 pub async fn run(nixtail: &Path, cancel: CancellationToken, say: &dyn Fn(&str)) -> Result<String, DemoError> {
     let folder = tempfile::Builder::new().prefix("nixtail-demo-").tempdir()?;
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700))?;
-    let place = folder.path().to_owned();
     let mut stage =
         Stage { folder, nixtail: nixtail.to_owned(), builders: Vec::new(), coordinator: None, devnet: None };
     let result = tokio::select! {
         result = stage.play(say) => result,
         () = cancel.cancelled() => Err(DemoError::Interrupted),
     };
-    stage.clear().await;
-    let closing = result?;
-    check::nothing_left(&place)?;
-    Ok(closing)
+    // What couldn't be cleared is told even where something else went wrong before: somebody must remove it.
+    match (stage.clear().await, result) {
+        (Ok(()), result) => result,
+        (Err(left), Err(error)) if !matches!(error, DemoError::Interrupted) => {
+            Err(DemoError::Wrong(format!("{error}\n  and then: {left}")))
+        }
+        (Err(left), _) => Err(left),
+    }
 }
 
 /// Everything that the demo has started and must end.
@@ -147,10 +149,9 @@ impl Stage {
         for (name, process) in &mut self.builders {
             say(&format!("{name} {}", process.line(READY).await?));
         }
-        let mut coordinator = self.start_coordinator(&url, &nix_build).await?;
-        let ready = coordinator.line(READY).await;
-        self.coordinator = Some(coordinator);
-        say(&format!("coordinator {}", ready?));
+        let coordinator = self.start_coordinator(&url, &nix_build).await?;
+        let ready = self.coordinator.insert(coordinator).line(READY).await?;
+        say(&format!("coordinator {ready}"));
 
         let attribution = self.build(&nix_build, &busybox, say).await?;
         let path = check::paths(&self.status().await?, &BUILDERS)?;
@@ -307,14 +308,11 @@ impl Stage {
         say("stop-nix-builders");
         let arguments = vec!["stop-nix-builders".into(), "--socket".into(), self.socket("coordinator").into()];
         self.nixtail("stop-nix-builders", "coordinator", arguments).await?.wait(GONE).await?;
-        let mut processes = BTreeSet::new();
         for (name, builder) in std::mem::take(&mut self.builders) {
-            processes.insert(builder.process_id());
             builder.wait(GONE).await?;
             say(&format!("  {name} ended"));
         }
         if let Some(coordinator) = self.coordinator.take() {
-            processes.insert(coordinator.process_id());
             let status = coordinator.end().await?;
             if !status.success() {
                 return Err(DemoError::Wrong(format!("the coordinator ended with {status}")));
@@ -323,23 +321,26 @@ impl Stage {
         if let Some(devnet) = &self.devnet {
             check::no_nodes(devnet, GONE).await?;
         }
-        check::no_processes(&processes)?;
+        check::no_processes(self.folder.path(), GONE).await?;
         check::no_sockets(self.folder.path(), &self.path("run"))
     }
 
     /// Ends whatever still runs and removes the folder, however far it came.
-    async fn clear(self) {
+    async fn clear(self) -> Result<(), DemoError> {
         let Self { folder, builders, coordinator, devnet, .. } = self;
         let processes = coordinator.into_iter().chain(builders.into_iter().map(|(_, builder)| builder));
         let ends: Vec<_> = processes.map(|process| tokio::spawn(process.end())).collect();
         for end in ends {
+            // How they end doesn't matter any more, only that they do; that is looked at next.
             let _ = end.await;
         }
         if let Some(devnet) = devnet {
             devnet.shutdown().await;
         }
+        let processes = check::no_processes(folder.path(), GONE).await;
         check::make_removable(folder.path());
-        let _ = folder.close();
+        let removed = folder.close().map_err(|error| DemoError::Wrong(format!("a folder is left: {error}")));
+        processes.and(removed)
     }
 }
 

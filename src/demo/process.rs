@@ -34,7 +34,7 @@ pub(super) struct Ended {
 
 /// The environment that each child of the demo gets: what finds programs, and a home of its own.
 pub(super) fn environment(home: &Path) -> Vec<(OsString, OsString)> {
-    let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "RUST_LOG", "NIX_DATA_DIR", "NIX_LIBEXEC_DIR", "NIX_BIN_DIR"];
+    let kept = ["PATH", "LD_LIBRARY_PATH", "LANG", "NIXTAIL_LOG", "NIX_DATA_DIR", "NIX_LIBEXEC_DIR", "NIX_BIN_DIR"];
     let inherited = kept.into_iter().filter_map(|name| Some((name.into(), std::env::var_os(name)?)));
     inherited.chain([("HOME".into(), home.into()), ("XDG_RUNTIME_DIR".into(), home.into())]).collect()
 }
@@ -94,11 +94,6 @@ impl Process {
         Err(DemoError::Failed { name: self.name, said })
     }
 
-    /// Its process id.
-    pub(super) fn process_id(&self) -> i32 {
-        self.child.process_id()
-    }
-
     /// Asks it to end, and sees to it that it does.
     pub(super) async fn end(mut self) -> Result<ExitStatus, DemoError> {
         Ok(self.child.terminate(LEAVE).await?)
@@ -113,8 +108,10 @@ async fn follow(stderr: impl AsyncRead + Unpin, mut log: impl FnMut(&str)) -> St
     while let Ok(1..) = (&mut lines).take(8192).read_until(b'\n', &mut line).await {
         let text = String::from_utf8_lossy(&line);
         log(text.trim_end());
-        if kept.len() < KEPT_STDERR {
-            kept.push_str(&text);
+        kept.push_str(&text);
+        if kept.len() > 2 * KEPT_STDERR {
+            let from = kept.ceil_char_boundary(kept.len() - KEPT_STDERR);
+            kept.drain(..from);
         }
         line.clear();
     }
