@@ -143,8 +143,16 @@ async fn a_node_that_control_forgot_registers_again() {
 /// A TCP proxy before headscale that can cut what goes through it.
 struct Cut {
     port: u16,
-    connections: tokio::sync::watch::Sender<u32>,
+    connections: tokio::sync::watch::Sender<How>,
     task: tokio::task::JoinHandle<()>,
+}
+
+/// How connections of before are broken.
+#[derive(Clone, Copy)]
+enum How {
+    Closed,
+    /// Open, and nothing goes through any more.
+    Silent,
 }
 
 impl Cut {
@@ -152,7 +160,7 @@ impl Cut {
         let target = url.strip_prefix("http://").unwrap().to_owned();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (connections, cut) = tokio::sync::watch::channel(0);
+        let (connections, cut) = tokio::sync::watch::channel(How::Closed);
         let task = tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
                 let (target, mut cut) = (target.clone(), cut.clone());
@@ -161,7 +169,10 @@ impl Cut {
                     let mut far = tokio::net::TcpStream::connect(target).await.unwrap();
                     tokio::select! {
                         _ = cut.changed() => {}
-                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                        _ = tokio::io::copy_bidirectional(&mut near, &mut far) => return,
+                    }
+                    if matches!(*cut.borrow(), How::Silent) {
+                        std::future::pending::<()>().await;
                     }
                 });
             }
@@ -169,8 +180,12 @@ impl Cut {
         Self { port, connections, task }
     }
 
-    fn cut(&self) {
-        self.connections.send_modify(|count| *count += 1);
+    fn cut(&self, how: How) {
+        self.connections.send_replace(how);
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
     }
 }
 
@@ -180,13 +195,13 @@ async fn a_broken_stream_comes_back_and_the_netmap_stays() {
     let key = ephemeral_key(&headscale);
     let cut = Cut::before(headscale.url()).await;
     let mut config_of_one = config(&headscale, "one", &key);
-    config_of_one.url = format!("http://127.0.0.1:{}", cut.port);
+    config_of_one.url = cut.url();
     let one = Control::login(config_of_one).await.unwrap();
     first_netmap(&one).await;
     let mut status = one.status();
     wait_for("the stream", PATIENCE, || status.borrow().connected_since);
 
-    cut.cut();
+    cut.cut(How::Closed);
     let broken = tokio::time::timeout(PATIENCE, status.wait_for(|status| status.connected_since.is_none())).await;
     assert!(broken.unwrap().unwrap().last_error.is_some());
     assert!(one.netmap().borrow().is_some(), "the netmap stays");
@@ -202,9 +217,23 @@ async fn a_broken_stream_comes_back_and_the_netmap_stays() {
     drop(tokio::time::timeout(PATIENCE, seen).await.expect("the new peer arrives").unwrap());
 
     // Cut just before the logout: it dials anew by itself.
-    cut.cut();
+    cut.cut(How::Closed);
     one.logout(Duration::from_secs(20)).await.unwrap();
     assert!(headscale.node("one").is_none());
     cut.task.abort();
     two.logout(Duration::from_secs(10)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_connection_leaves_time_to_log_out_on_a_new_one() {
+    let Some(headscale) = Headscale::start(ALLOW_ALL) else { return };
+    let cut = Cut::before(headscale.url()).await;
+    let mut config = config(&headscale, "one", &ephemeral_key(&headscale));
+    config.url = cut.url();
+    let one = Control::login(config).await.unwrap();
+    first_netmap(&one).await;
+    cut.cut(How::Silent);
+    one.logout(Duration::from_secs(12)).await.unwrap();
+    assert!(headscale.node("one").is_none());
+    cut.task.abort();
 }

@@ -46,6 +46,8 @@ const RELAY_PATIENCE: Duration = Duration::from_secs(5);
 /// What a person is told where no relay answers.
 const NO_RELAY: &str = "no relay (DERP) could be reached; check that its TLS port and UDP 3478 are let out";
 
+/// This part of the time to leave is the dataplane's, a logout may use the rest: 2 of [`LEAVE_DEADLINE`]'s 10 s.
+const DATAPLANE_SHARE: u32 = 5;
 /// How long a login that nobody wants any more is waited for, so that it can be undone.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -261,7 +263,8 @@ impl Agent {
     /// What didn't work. The node is down all the same.
     pub async fn leave(&self, deadline: Duration) -> Result<(), LeaveError> {
         let begun = Instant::now();
-        let logout = self.inner.membership.end(deadline).await;
+        // Control may be silent, and streams want to be closed all the same.
+        let logout = self.inner.membership.end(deadline.saturating_sub(deadline / DATAPLANE_SHARE)).await;
         let rest = deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(200));
         let stopped = self.inner.dataplane.stop(rest).await;
         logout?;
