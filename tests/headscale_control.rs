@@ -6,7 +6,9 @@ mod lab;
 use std::time::Duration;
 
 use lab::headscale::{ALLOW_ALL, Headscale, KeyTerms};
+use lab::nixtail::Nixtail;
 use lab::wait_for;
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE, State};
 use nixtail::auth::Credential;
 use nixtail::control::{Control, ControlConfig, ControlError, Update};
 use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate};
@@ -235,5 +237,51 @@ async fn a_dead_connection_leaves_time_to_log_out_on_a_new_one() {
     cut.cut(How::Silent);
     one.logout(Duration::from_secs(12)).await.unwrap();
     assert!(headscale.node("one").is_none());
+    cut.task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_may_not_come_back_has_no_peers_and_says_so() {
+    let Some(headscale) = Headscale::start(ALLOW_ALL) else { return };
+    let cut = Cut::before(headscale.url()).await;
+    let key_for_one = || headscale.preauth_key(KeyTerms { ephemeral: true, reusable: false, tags: &[] });
+    let mut process = Nixtail::up(&cut.url(), &key_for_one(), "process", &[]);
+    let agent = Agent::join(Config {
+        login_server: cut.url(),
+        credential: Credential::find(Some(&key_for_one()), |_| None).unwrap().unwrap(),
+        hostname: "library".to_owned(),
+        tags: Vec::new(),
+        ephemeral: true,
+        ssh_host_keys: Vec::new(),
+        port: 0,
+        direct: true,
+        derp: true,
+        join_deadline: PATIENCE,
+    })
+    .await
+    .unwrap();
+    let mut netmap = agent.netmap();
+    let seen = netmap.wait_for(|netmap| netmap.as_ref().is_some_and(|netmap| netmap.peers.len() == 1));
+    drop(tokio::time::timeout(PATIENCE, seen).await.expect("the other one is seen").unwrap());
+
+    for name in ["process", "library"] {
+        let id = headscale.node(name).unwrap().id.to_string();
+        headscale.cli(&["nodes", "delete", "--identifier", &id, "--force"]);
+    }
+    // headscale lets the streams of deleted nodes live: the next ones are what finds out.
+    cut.cut(How::Closed);
+    let reason = tokio::time::timeout(PATIENCE, agent.refused()).await.expect("the refusal is noticed");
+    assert!(reason.contains("auth key"), "{reason}");
+    let alone = netmap.wait_for(|netmap| netmap.as_ref().is_some_and(|netmap| netmap.peers.is_empty()));
+    let netmap = tokio::time::timeout(PATIENCE, alone).await.expect("the peers go").unwrap().clone().unwrap();
+    assert!(netmap.filter_rules.is_none() && netmap.ssh_policy.is_none());
+    let status = agent.status().await;
+    assert_eq!((status.state, status.own.name.as_str()), (State::Refused, "library"));
+    assert!(status.peers.is_empty() && status.health.contains(&reason), "{status:?}");
+    // Whether there is anything to log out of is control's to say.
+    let _ = agent.leave(LEAVE_DEADLINE).await;
+
+    assert_eq!(process.wait().code(), Some(77), "{}", process.log());
+    assert!(process.log().contains(&reason), "{}", process.log());
     cut.task.abort();
 }

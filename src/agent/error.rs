@@ -17,6 +17,9 @@ pub enum JoinError {
     /// Control refused it or can't be reached.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Control let it in and took that back, in these words.
+    #[error("{0}")]
+    Refused(String),
     /// The sockets can't be had.
     #[error("no UDP socket can be bound: {0}")]
     Sockets(#[from] io::Error),
@@ -169,6 +172,7 @@ impl From<JoinError> for Failure {
                 // It says itself what to do next.
                 Self::new(exit, error)
             }
+            JoinError::Refused(_) => Self::new(Exit::Refused, error),
             JoinError::Sockets(_) => Self::new(Exit::Configuration, error).next("this machine must allow UDP sockets"),
             JoinError::Deadline { .. } => Self::new(Exit::Timeout, error).next("`-vv` shows what was tried"),
             JoinError::Cancelled => Self::new(Exit::General, error),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::{BoxFuture, FutureExt as _, OptionFuture};
-use nixtail_proto::netmap::Netmap;
+use nixtail_proto::netmap::{DerpRegions, Netmap};
 use nixtail_proto::tailcfg::RegionId;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -23,6 +23,7 @@ pub(super) struct Membership {
     told: watch::Receiver<bool>,
     state: watch::Receiver<State>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    refused: watch::Receiver<Option<String>>,
 }
 
 enum Order {
@@ -37,12 +38,22 @@ impl Membership {
         let (state_sender, state) = watch::channel(State::Running);
         let (told_sender, told) = watch::channel(false);
         let (published, published_netmap) = watch::channel(None);
+        let (refused_sender, refused) = watch::channel(None);
         let netmap = control.netmap();
-        let resolving = None.into();
-        let task =
-            Task { control, commands, facts, netmap, published, state: state_sender, told: told_sender, resolving };
+        let task = Task {
+            control,
+            commands,
+            facts,
+            netmap,
+            published,
+            state: state_sender,
+            told: told_sender,
+            refused: refused_sender,
+            known_relays: None,
+            resolving: None.into(),
+        };
         tokio::spawn(task.run(inbox));
-        Self { orders, told, state, netmap: published_netmap }
+        Self { orders, told, state, netmap: published_netmap, refused }
     }
 
     /// Where the node is in its life.
@@ -58,6 +69,11 @@ impl Membership {
     /// Whether control has taken what this node learned of itself, at least once.
     pub(super) fn told(&self) -> watch::Receiver<bool> {
         self.told.clone()
+    }
+
+    /// Why control doesn't let this node be a node any more, once that is so. It stays so.
+    pub(super) fn refused(&self) -> watch::Receiver<Option<String>> {
+        self.refused.clone()
     }
 
     /// Publishes other SSH host keys.
@@ -83,6 +99,8 @@ struct Task {
     published: watch::Sender<Option<Arc<Netmap>>>,
     state: watch::Sender<State>,
     told: watch::Sender<bool>,
+    refused: watch::Sender<Option<String>>,
+    known_relays: Option<Arc<DerpRegions>>,
     // The look-up of the newest DERP map's STUN servers.
     resolving: OptionFuture<BoxFuture<'static, Vec<(RegionId, std::net::SocketAddr)>>>,
 }
@@ -93,7 +111,7 @@ impl Task {
         self.facts.mark_changed();
         let mut acknowledgements = self.control.acknowledgements();
         let mut status = self.control.status();
-        let mut known_relays = None;
+        let mut is_refused = false;
         loop {
             tokio::select! {
                 order = orders.recv() => match order {
@@ -108,18 +126,12 @@ impl Task {
                     }
                     None => return,
                 },
-                Ok(()) = self.netmap.changed() => {
-                    let Some(netmap) = self.netmap.borrow_and_update().clone() else { continue };
-                    if known_relays.as_ref() != Some(&netmap.derp_map) {
-                        known_relays = Some(netmap.derp_map.clone());
-                        let regions = netmap.derp_map.clone();
-                        self.resolving = Some(async move { stun_servers::resolve(&regions).await }.boxed()).into();
+                // What came before the refusal counts no more.
+                Ok(()) = self.netmap.changed(), if !is_refused => {
+                    let netmap = self.netmap.borrow_and_update().clone();
+                    if let Some(netmap) = netmap {
+                        self.apply(netmap).await;
                     }
-                    if self.commands.send(Command::Netmap(netmap.clone())).await.is_err() {
-                        tracing::debug!("the dataplane has ended before the membership");
-                    }
-                    // Only now: a dial that follows from it queues behind it.
-                    self.published.send_replace(Some(netmap));
                 }
                 Ok(()) = self.facts.changed() => {
                     let facts = self.facts.borrow_and_update().clone();
@@ -132,8 +144,14 @@ impl Task {
                 }
                 () = acknowledgements.next() => self.look_whether_told(),
                 Ok(()) = status.changed() => {
-                    let connected = status.borrow_and_update().connected_since.is_some();
-                    self.state.send_replace(if connected { State::Running } else { State::ControlLost });
+                    let status = status.borrow_and_update().clone();
+                    if let Some(reason) = status.refused {
+                        is_refused = true;
+                        self.handle_refusal(reason).await;
+                    } else {
+                        let is_connected = status.connected_since.is_some();
+                        self.state.send_replace(if is_connected { State::Running } else { State::ControlLost });
+                    }
                 }
                 Some(servers) = &mut self.resolving => {
                     self.resolving = None.into();
@@ -142,6 +160,28 @@ impl Task {
                 }
             }
         }
+    }
+
+    /// Gives the dataplane a netmap, and then everybody else.
+    async fn apply(&mut self, netmap: Arc<Netmap>) {
+        if self.known_relays.as_ref() != Some(&netmap.derp_map) {
+            self.known_relays = Some(netmap.derp_map.clone());
+            let regions = netmap.derp_map.clone();
+            self.resolving = Some(async move { stun_servers::resolve(&regions).await }.boxed()).into();
+        }
+        if self.commands.send(Command::Netmap(netmap.clone())).await.is_err() {
+            tracing::debug!("the dataplane has ended before the membership");
+        }
+        // Only now: a dial that follows from it queues behind it.
+        self.published.send_replace(Some(netmap));
+    }
+
+    /// A node that control won't have mustn't go by the last policy that it heard: no peers, and nobody is let in.
+    async fn handle_refusal(&mut self, reason: String) {
+        self.state.send_replace(State::Refused);
+        self.refused.send_replace(Some(reason));
+        let self_node = self.published.borrow().as_ref().map(|netmap| netmap.self_node.clone()).unwrap_or_default();
+        self.apply(Arc::new(Netmap { self_node, ..Netmap::default() })).await;
     }
 
     /// Peers can find us once control has taken where we are.

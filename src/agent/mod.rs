@@ -137,6 +137,7 @@ impl Agent {
                 Ok(()) => return Ok(agent),
                 Err(_) => JoinError::Deadline { after, missing: agent.missing(derp) },
             },
+            reason = agent.refused() => JoinError::Refused(reason),
             () = cancel.cancelled() => JoinError::Cancelled,
         };
         if let Err(error) = agent.leave(LEAVE_DEADLINE).await {
@@ -210,6 +211,18 @@ impl Agent {
         self.inner.netmap.clone()
     }
 
+    /// Waits until control has taken this node off the tailnet for good, and says why in words that are fit to be shown.
+    /// The node has no peers from then on, and lets nobody in; it remains to [`Self::leave`].
+    pub async fn refused(&self) -> String {
+        let mut refused = self.inner.membership.refused();
+        let reason = refused.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        match reason {
+            Some(reason) => reason,
+            // It has left before that could happen.
+            None => std::future::pending().await,
+        }
+    }
+
     /// This node's key.
     pub fn node_key(&self) -> NodePublic {
         self.inner.node_key
@@ -229,6 +242,7 @@ impl Agent {
         let netmap = self.inner.netmap.borrow().clone().unwrap_or_default();
         let facts = self.inner.facts.borrow().clone();
         let mut health = netmap.health.clone();
+        health.extend(self.inner.membership.refused().borrow().clone());
         if netmap.is_locked() {
             health.push("tailnet lock is on, and nixtail can't check its signatures: no peer is used".to_owned());
         }

@@ -32,6 +32,8 @@ pub enum State {
     Running,
     /// On the tailnet as far as peers go, but the connection to control is down and being dialled again.
     ControlLost,
+    /// Off the tailnet for good: control has taken this node out and doesn't let it in again. It has no peers.
+    Refused,
     /// On its way out.
     Leaving,
 }

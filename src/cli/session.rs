@@ -115,6 +115,9 @@ async fn serve(
         Err(error) => return Ended { server: None, result: Err(Failure::new(Exit::General, error)) },
     };
     let result = tokio::select! {
+        // First: a role may end because of it.
+        biased;
+        reason = agent.refused() => Err(Failure::new(Exit::Refused, reason)),
         worked = work(agent, role, begun) => worked,
         () = stop.cancelled() => Ok(()),
     };

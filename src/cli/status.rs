@@ -50,6 +50,10 @@ fn show(status: &Status) -> Result<(), Failure> {
         State::Running => Ok(()),
         State::ControlLost => Err(Failure::new(Exit::Unavailable, "the connection to control is down")
             .next("peers stay reachable meanwhile; the agent dials again by itself")),
+        State::Refused => {
+            Err(Failure::new(Exit::Refused, "control took this node off the tailnet")
+                .next("start it again with a new key"))
+        }
         State::Leaving => Err(Failure::new(Exit::Unavailable, "the agent is leaving the tailnet")),
     }
 }

@@ -234,17 +234,17 @@ impl Keeper {
             if begun.elapsed() >= GOOD_STREAM {
                 backoff.reset();
             }
-            let is_refusal = error.is_refusal();
+            let is_final = is_final(&error, self.is_registered);
             self.is_registered &= !matches!(error, ControlError::Answer(AnswerError::NotRegistered));
             self.client = None;
             let text = error.to_string();
             tracing::info!(error = text, "the map stream ended");
             self.status.send_modify(|status| {
                 status.connected_since = None;
-                status.refused = is_refusal.then(|| text.clone());
+                status.refused = is_final.then(|| text.clone());
                 status.last_error = Some(text);
             });
-            if is_refusal {
+            if is_final {
                 break;
             }
             tokio::select! {
@@ -289,11 +289,31 @@ async fn connect_and_register(login: &mut Login, description: &Description) -> R
     Ok(client)
 }
 
+/// Whether nothing changes by trying again. Only an answer to a registration says so: a 4xx to a map request may come from
+/// a proxy, or from a control server that is being upgraded.
+fn is_final(error: &ControlError, is_registered: bool) -> bool {
+    !is_registered && error.is_refusal()
+}
+
 /// How long to wait after an error: what control says, else longer and longer.
 fn wait_after(error: &ControlError, backoff: &mut Backoff) -> Duration {
     let wait = backoff.next(&mut rand::make_rng::<StdRng>());
     match error {
         ControlError::Answer(AnswerError::Later(told)) => *told,
         _ => wait,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_refused_registration_is_final() {
+        let refused = ControlError::Answer(AnswerError::Refused { status: 401, text: "no".to_owned() });
+        assert!(is_final(&refused, false));
+        assert!(!is_final(&refused, true), "an answer to a map request");
+        assert!(is_final(&ControlError::NodeKeyExpired, false));
+        assert!(!is_final(&ControlError::Answer(AnswerError::NotRegistered), false));
     }
 }
