@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::key::NodePublic;
 
-/// How long a claimer that control calls offline may be silent before it counts as lost. Three of the netmap's usual
-/// delays, and longer than a frozen coordinator may take to come back.
+/// How long a claimer may be both silent and called offline by control before it counts as lost. Three of the netmap's
+/// usual delays, and longer than a frozen coordinator may take to come back.
 pub const CLAIMER_SILENCE: Duration = Duration::from_secs(90);
 
 /// A builder's life. Feed it what happens; it says when, and why, the builder must end.
@@ -23,7 +23,9 @@ struct Claim {
     claimer: NodePublic,
     /// When an authenticated packet last came from it.
     heard: Instant,
-    presence: Presence,
+    /// Since when control calls it offline, if it does. Silence before that counts for nothing: an idle coordinator may
+    /// say nothing for minutes, and a control server that restarts calls everybody offline for a moment.
+    offline_since: Option<Instant>,
 }
 
 /// What the netmap says of the claimer.
@@ -54,7 +56,7 @@ pub enum End {
 pub enum ClaimerLoss {
     /// It is in the netmap no more.
     LoggedOut,
-    /// Control calls it offline, and nothing came from it for [`CLAIMER_SILENCE`].
+    /// For [`CLAIMER_SILENCE`], control has called it offline and nothing came from it.
     Silent,
 }
 
@@ -110,7 +112,7 @@ impl Builder {
                 Ok(())
             }
             None => {
-                self.claim = Some(Claim { claimer, heard: now, presence: Presence::Online });
+                self.claim = Some(Claim { claimer, heard: now, offline_since: None });
                 Ok(())
             }
         }
@@ -132,9 +134,14 @@ impl Builder {
     /// stream says nothing of the claimer.
     pub fn handle_presence(&mut self, now: Instant, presence: Presence) {
         let Some(claim) = &mut self.claim else { return };
-        claim.presence = presence;
-        if presence == Presence::Absent {
-            self.end.get_or_insert(End::ClaimerLost(ClaimerLoss::LoggedOut));
+        match presence {
+            Presence::Online => claim.offline_since = None,
+            Presence::Offline => {
+                claim.offline_since.get_or_insert(now);
+            }
+            Presence::Absent => {
+                self.end.get_or_insert(End::ClaimerLost(ClaimerLoss::LoggedOut));
+            }
         }
         self.handle_timeout(now);
     }
@@ -178,8 +185,7 @@ impl Builder {
     fn deadline(&self) -> Option<Instant> {
         match &self.claim {
             None => self.idle_timeout.map(|after| self.idle_since + after),
-            Some(claim) if claim.presence == Presence::Offline => Some(claim.heard + CLAIMER_SILENCE),
-            Some(_) => None,
+            Some(claim) => claim.offline_since.map(|offline_since| claim.heard.max(offline_since) + CLAIMER_SILENCE),
         }
     }
 }

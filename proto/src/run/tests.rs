@@ -72,12 +72,33 @@ fn an_offline_claimer_is_lost_only_when_it_is_silent_too() {
     assert_eq!(builder.end(), None, "silence alone is no loss");
     builder.handle_heard(now + 100 * SECOND);
     builder.handle_presence(now + 101 * SECOND, Presence::Offline);
-    let deadline = now + 100 * SECOND + CLAIMER_SILENCE;
+    let deadline = now + 101 * SECOND + CLAIMER_SILENCE;
     assert_eq!(builder.poll_timeout(), Some(deadline));
     builder.handle_heard(now + 150 * SECOND);
     builder.handle_timeout(deadline);
     assert_eq!(builder.end(), None, "it was heard in the meantime");
     builder.handle_timeout(now + 150 * SECOND + CLAIMER_SILENCE);
+    assert_eq!(builder.end(), Some(End::ClaimerLost(ClaimerLoss::Silent)));
+}
+
+#[test]
+fn silence_before_control_called_the_claimer_offline_counts_for_nothing() {
+    let now = start();
+    let mut builder = Builder::new(now, None);
+    builder.handle_claim(now, ALICE).unwrap();
+    // A control server that restarts calls everybody offline, after minutes in which the claimer had nothing to say.
+    builder.handle_presence(now + 300 * SECOND, Presence::Offline);
+    assert_eq!(builder.end(), None);
+    assert_eq!(builder.poll_timeout(), Some(now + 300 * SECOND + CLAIMER_SILENCE));
+    // Said again, it is no new beginning.
+    builder.handle_presence(now + 310 * SECOND, Presence::Offline);
+    assert_eq!(builder.poll_timeout(), Some(now + 300 * SECOND + CLAIMER_SILENCE));
+    builder.handle_presence(now + 320 * SECOND, Presence::Online);
+    assert_eq!(builder.poll_timeout(), None);
+    builder.handle_presence(now + 700 * SECOND, Presence::Offline);
+    builder.handle_timeout(now + 700 * SECOND + CLAIMER_SILENCE - SECOND);
+    assert_eq!(builder.end(), None);
+    builder.handle_timeout(now + 700 * SECOND + CLAIMER_SILENCE);
     assert_eq!(builder.end(), Some(End::ClaimerLost(ClaimerLoss::Silent)));
 }
 
