@@ -2,6 +2,7 @@
 //!
 //! When it ends is decided in [`nixtail_proto::run::Builder`]; here it is put to work.
 
+mod listening;
 mod verbs;
 
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use crate::nix::daemon::NixHost;
 use crate::nix::facts::Facts;
 use crate::report::plain;
 use crate::ssh::{AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
+use listening::Listening;
 use verbs::Verbs;
 
 /// The port of the SSH endpoint inside the tunnel.
@@ -99,7 +101,7 @@ impl Builder {
     /// Waits until the builder must end, and says why. Cancel safe.
     pub async fn ended(&self) -> End {
         let mut netmap = self.agent.netmap();
-        let mut heard = 0;
+        let mut listening = Listening::new(LISTEN_FOR_CLAIMER);
         loop {
             if let Some(end) = self.verbs.end() {
                 return end;
@@ -116,8 +118,8 @@ impl Builder {
                     self.endpoint.policy_changed();
                     self.look_for_claimer(&netmap);
                 }
-                () = tokio::time::sleep(LISTEN_FOR_CLAIMER), if self.verbs.claimer().is_some() => {
-                    self.listen_for_claimer(&mut heard).await;
+                () = listening.due(), if self.verbs.claimer().is_some() => {
+                    self.listen_for_claimer(&mut listening).await;
                 }
             }
         }
@@ -143,13 +145,11 @@ impl Builder {
         self.verbs.handle_presence(Instant::now(), presence);
     }
 
-    /// More bytes from the claimer mean that an authenticated packet came.
-    async fn listen_for_claimer(&self, heard: &mut u64) {
+    async fn listen_for_claimer(&self, listening: &mut Listening) {
         let Some(claimer) = self.verbs.claimer() else { return };
         let status = self.agent.status().await;
         let received = status.peers.iter().find(|peer| peer.node_key == claimer).map_or(0, |peer| peer.bytes_received);
-        if received != *heard {
-            *heard = received;
+        if listening.handle_received(received) {
             self.verbs.handle_heard(Instant::now());
         }
     }
