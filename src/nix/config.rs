@@ -1,10 +1,8 @@
-//! The pieces of `ssh_config`, `known_hosts` and `nix.conf` that a coordinator and a builder write.
+//! The pieces of `ssh_config` and `known_hosts` that a coordinator writes.
 //!
-//! Why each option is there: `ssh_config(5)`, `nix.conf(5)`, and the measurements behind the design (§4.4).
+//! Why each option is there: `ssh_config(5)`, and the measurements behind the design (§4.4).
 
-use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// A value that can't stand in one of these files.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -96,71 +94,6 @@ pub fn known_hosts_line(alias: &str, host_key: &str) -> Result<String, ConfigErr
     Ok(format!("{alias} {kind} {key}\n"))
 }
 
-/// What a coordinator's Nix needs, apart from the machines themselves: lines of `nix.conf`, or of `NIX_CONFIG`.
-///
-/// `builders` is a value of that setting, such as `@/run/…/machines`.
-pub fn coordinator_nix_conf(builders: &str, max_jobs: u32) -> Result<String, ConfigError> {
-    check_line("builders", builders)?;
-    Ok(format!("builders = {builders}\nbuilders-use-substitutes = true\nmax-jobs = {max_jobs}\n"))
-}
-
-/// What a builder's Nix is told, because `ssh-ng` forwards none of it.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct BuilderSettings {
-    /// Users that may send what they like; in effect root on this builder. The login user must be one.
-    pub trusted_users: Vec<String>,
-    /// Builds at once.
-    pub max_jobs: u32,
-    /// Processors of one build; 0 is all.
-    pub cores: u32,
-    /// How long a build may take; `None` is without end.
-    pub timeout: Option<Duration>,
-    /// How long a build may say nothing; `None` is without end.
-    pub max_silent_time: Option<Duration>,
-    /// What was found to be real.
-    pub system_features: Vec<String>,
-    /// Whether builds are kept apart from the machine.
-    pub sandbox: bool,
-    /// The group of users that build for root; `None` is none, so builds run as the daemon's user.
-    pub build_users_group: Option<String>,
-    /// Substituters instead of the default ones.
-    pub substituters: Option<Vec<String>>,
-}
-
-impl BuilderSettings {
-    /// The `nix.conf`. `builders` is empty in it: a builder that forwards could send a build in a circle.
-    pub fn nix_conf(&self) -> Result<String, ConfigError> {
-        let seconds = |limit: Option<Duration>| limit.map_or(0, |limit| limit.as_secs().max(1));
-        let words = |what, values: &[String]| {
-            values.iter().try_for_each(|value| check_word(what, value)).map(|()| values.join(" "))
-        };
-        let mut text = String::new();
-        let mut line = |name: &str, value: &str| {
-            // Writing to a String doesn't fail.
-            let _ = writeln!(text, "{name} = {value}");
-        };
-        line("builders", "");
-        line("trusted-users", &words("trusted user", &self.trusted_users)?);
-        line("max-jobs", &self.max_jobs.max(1).to_string());
-        line("cores", &self.cores.to_string());
-        line("timeout", &seconds(self.timeout).to_string());
-        line("max-silent-time", &seconds(self.max_silent_time).to_string());
-        line("system-features", &words("system feature", &self.system_features)?);
-        line("sandbox", if self.sandbox { "true" } else { "false" });
-        line("fallback", "true");
-        let group = self.build_users_group.clone().unwrap_or_default();
-        if !group.is_empty() {
-            check_word("group", &group)?;
-        }
-        line("build-users-group", &group);
-        if let Some(substituters) = &self.substituters {
-            substituters.iter().try_for_each(|uri| check_line("substituter", uri))?;
-            line("substituters", &substituters.join(" "));
-        }
-        Ok(text)
-    }
-}
-
 fn error(what: &'static str, value: &str) -> ConfigError {
     ConfigError { what, value: value.chars().take(80).collect() }
 }
@@ -172,11 +105,6 @@ fn check_word(what: &'static str, value: &str) -> Result<(), ConfigError> {
         return Err(error(what, value));
     }
     Ok(())
-}
-
-/// A value that may hold blanks, yet no line end.
-fn check_line(what: &'static str, value: &str) -> Result<(), ConfigError> {
-    if value.chars().any(|c| c.is_control() || c == '#') { Err(error(what, value)) } else { Ok(()) }
 }
 
 /// A path in double quotes. `ProxyCommand` goes through a shell and `%` expansion, so neither may find anything to do.
@@ -255,29 +183,10 @@ mod tests {
         for bad in ["", "ssh-ed25519", "ssh-ed25519 AAAA comment", "ssh-ed25519 A\nb", "* AAAA"] {
             assert!(known_hosts_line("a", bad).is_err(), "{bad}");
         }
-        assert!(coordinator_nix_conf("@/x\nsandbox = false", 0).is_err());
-        let settings = BuilderSettings { system_features: vec!["a\nsandbox = false".into()], ..Default::default() };
-        assert!(settings.nix_conf().is_err());
     }
 
     #[test]
-    fn the_lines_are_these() {
+    fn a_known_hosts_line_is_this() {
         assert_eq!(known_hosts_line("b1", "ssh-ed25519 AAAA").unwrap(), "b1 ssh-ed25519 AAAA\n");
-        assert_eq!(
-            coordinator_nix_conf("@/run/machines", 0).unwrap(),
-            "builders = @/run/machines\nbuilders-use-substitutes = true\nmax-jobs = 0\n"
-        );
-        let settings = BuilderSettings {
-            trusted_users: vec!["bob".into()],
-            max_jobs: 2,
-            timeout: Some(Duration::from_secs(3600)),
-            system_features: vec!["kvm".into(), "big-parallel".into()],
-            sandbox: true,
-            substituters: Some(vec![]),
-            ..Default::default()
-        };
-        let wanted = "builders = \ntrusted-users = bob\nmax-jobs = 2\ncores = 0\ntimeout = 3600\nmax-silent-time = 0\n\
-             system-features = kvm big-parallel\nsandbox = true\nfallback = true\nbuild-users-group = \nsubstituters = \n";
-        assert_eq!(settings.nix_conf().unwrap(), wanted);
     }
 }
