@@ -3,6 +3,7 @@
 //! One stream carries it all. The client writes one line of JSON ([`Request`]). The sending side then writes chunks, each
 //! behind its length (u32, big-endian), and a length of 0; after that each side writes its [`Cost`] as a line of JSON.
 
+mod server;
 mod usage;
 
 use std::time::{Duration, Instant};
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::time::timeout;
 
+pub use server::{Busy, MAX_RUNS, Server};
 pub use usage::{Cost, Usage};
 
 /// The port that `bench serve` listens on inside the tunnel, unless told otherwise: iperf3's, which people open for such
@@ -25,6 +27,9 @@ const CHUNK: usize = 64 * 1024;
 const MAX_LINE: u64 = 4096;
 /// How long the other side may be silent before the run is given up: longer than a freeze that a stream survives.
 const SILENCE: Duration = Duration::from_secs(45);
+/// What a run may take beyond its duration: one silence before the last chunk, and one before the costs are told. With it
+/// a sender that never ends, or trickles, is given up too.
+const GRACE: Duration = SILENCE.saturating_mul(2);
 /// The version of [`Request`], [`Cost`] and the report.
 pub const SCHEMA: u32 = 1;
 
@@ -75,6 +80,9 @@ pub enum BenchError {
     /// The other side fell silent.
     #[error("the other side has been silent for {} s", SILENCE.as_secs())]
     Silent,
+    /// The other side goes on without end.
+    #[error("the run isn't over {} s after its time", GRACE.as_secs())]
+    Overdue,
     /// More was asked for than a server gives.
     #[error("a run may last {} s at most", MAX_DURATION.as_secs())]
     TooLong,
@@ -83,7 +91,7 @@ pub enum BenchError {
 /// Runs one measurement over `stream` against a [`serve`] at its other end.
 ///
 /// # Errors
-/// When the stream breaks, the other side is silent, or speaks something else.
+/// When the stream breaks, the other side is silent or goes on too long, or speaks something else.
 pub async fn run<S>(stream: S, direction: Direction, duration: Duration) -> Result<Outcome, BenchError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
@@ -93,15 +101,25 @@ where
     }
     let mut stream = BufReader::with_capacity(CHUNK, stream);
     let duration_ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    write_line(&mut stream, &Request { schema: SCHEMA, direction, duration_ms }).await?;
-    exchange(&mut stream, direction == Direction::Upload, duration).await
+    let measurement = async {
+        write_line(&mut stream, &Request { schema: SCHEMA, direction, duration_ms }).await?;
+        exchange(&mut stream, direction == Direction::Upload, duration).await
+    };
+    timeout(duration + GRACE, measurement).await.map_err(|_| BenchError::Overdue)?
 }
 
 /// Takes part in one measurement that the other end of `stream` asks for.
 ///
 /// # Errors
-/// When the stream breaks, the other side is silent, or asks for what isn't served.
+/// When the stream breaks, the other side is silent or goes on too long, or asks for what isn't served.
 pub async fn serve<S>(stream: S) -> Result<Outcome, BenchError>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    serve_within(stream, GRACE).await
+}
+
+async fn serve_within<S>(stream: S, grace: Duration) -> Result<Outcome, BenchError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -114,7 +132,8 @@ where
     if duration > MAX_DURATION {
         return Err(BenchError::TooLong);
     }
-    exchange(&mut stream, request.direction == Direction::Download, duration).await
+    let exchange = exchange(&mut stream, request.direction == Direction::Download, duration);
+    timeout(duration + grace, exchange).await.map_err(|_| BenchError::Overdue)?
 }
 
 async fn exchange<S>(stream: &mut BufReader<S>, sends: bool, duration: Duration) -> Result<Outcome, BenchError>

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio_util::task::TaskTracker;
 
 use super::duration::parse_duration;
 use super::join::JoinArgs;
@@ -79,7 +78,7 @@ struct Report {
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Serve(serve) => {
-            let role = Serving { port: serve.bench_port, listener: None, runs: TaskTracker::new() };
+            let role = Serving { port: serve.bench_port, listener: None, server: bench::Server::default() };
             session::run(&serve.join, &serve.background, role)
         }
         Command::Run(run) => measure(run),
@@ -89,7 +88,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 struct Serving {
     port: u16,
     listener: Option<Listener>,
-    runs: TaskTracker,
+    server: bench::Server,
 }
 
 impl Role for Serving {
@@ -102,19 +101,16 @@ impl Role for Serving {
         let Some(listener) = &mut self.listener else { return Ok(()) };
         loop {
             let Ok(stream) = listener.accept().await else { return std::future::pending().await };
-            self.runs.spawn(async move {
-                let peer = stream.peer();
-                match bench::serve(stream).await {
-                    Ok(outcome) => tracing::info!(?peer, bytes = outcome.bytes, "measured"),
-                    Err(error) => tracing::warn!(?peer, %error, "a measurement failed"),
-                }
-            });
+            let peer = stream.peer();
+            if let Err(error) = self.server.handle_stream(stream, peer) {
+                tracing::warn!(?peer, %error, "refused a measurement");
+            }
         }
     }
 
-    /// A run that goes on is broken by the node's leaving.
     async fn stop(&mut self) {
         self.listener = None;
+        self.server.stop().await;
     }
 }
 
