@@ -245,6 +245,8 @@ impl Netcheck {
     /// Begins a round, in place of one that runs. One that isn't full asks the home region and the nearest ones.
     fn start(&mut self, now: Instant, full: bool, rng: &mut dyn CryptoRng) {
         if self.candidates.is_empty() {
+            // Nothing to ask for: the next map begins a round, and no time that has passed may stay due.
+            self.next_round = None;
             return;
         }
         let full = full || self.report.udp != Some(true);
@@ -288,7 +290,7 @@ impl Netcheck {
 
     /// The next round comes while there are sessions, and while nothing is known.
     fn schedule(&mut self, rng: &mut dyn CryptoRng) {
-        let wanted = self.active || self.report.udp == Some(false);
+        let wanted = !self.candidates.is_empty() && (self.active || self.report.udp == Some(false));
         let jitter = (MAX_INTERVAL - MIN_INTERVAL).mul_f64(f64::from(rng.next_u32()) / f64::from(u32::MAX));
         self.next_round = self.last_round.filter(|_| wanted).map(|last| last + MIN_INTERVAL + jitter);
     }

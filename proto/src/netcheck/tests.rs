@@ -305,3 +305,26 @@ fn answers_that_nobody_asked_for_are_refused() {
     assert!(handle(mapped_form, &good), "as a dual-stack socket says it");
     assert!(!handle(to, &good), "a second time");
 }
+
+#[test]
+fn without_a_region_that_can_be_home_there_is_nothing_to_wait_for() {
+    let mut world = World::with(&[10]);
+    world.netcheck.set_active(world.now, true, &mut world.rng);
+    world.run(2 * NO_ANSWER_TIMEOUT);
+    assert!(world.netcheck.poll_timeout().is_some());
+    let avoided = BTreeMap::from([(1, DerpRegion { avoid: true, ..region(1) })]);
+    world.netcheck.handle_derp_map(world.now, &avoided, &BTreeMap::new(), &mut world.rng);
+    // A time that has passed must not stay due, or its owner would be woken again and again.
+    for _ in 0..5 {
+        world.now += MAX_INTERVAL;
+        world.netcheck.handle_timeout(world.now, &mut world.rng);
+        assert_eq!(world.netcheck.poll_timeout().filter(|due| *due <= world.now), None);
+    }
+    world.netcheck.set_active(world.now, false, &mut world.rng);
+    world.netcheck.set_active(world.now, true, &mut world.rng);
+    assert_eq!(world.netcheck.poll_timeout(), None);
+    // The next region is asked at once, and rounds repeat.
+    world.netcheck.handle_derp_map(world.now, &map([1]), &BTreeMap::new(), &mut world.rng);
+    assert!(world.run(2 * MAX_INTERVAL) >= 2);
+    assert_eq!(world.home(), Some(1));
+}
