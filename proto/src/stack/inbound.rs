@@ -74,7 +74,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         let Some(listener) = self.listeners.get_mut(&flow.local.port()) else {
             return;
         };
-        if listener.half_open + listener.ready.len() >= listener.backlog
+        if !listener.has_room_for(flow.peer)
             || of_peer >= MAX_HALF_OPEN_PER_PEER
             || self.connections.len() >= MAX_CONNECTIONS
         {
@@ -83,7 +83,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         let Some(engine) = Engine::listening(opening, self.clock.engine_time(now)) else {
             return;
         };
-        listener.half_open += 1;
+        *listener.unaccepted.entry(flow.peer).or_default() += 1;
         *self.half_open.entry(flow.peer).or_default() += 1;
         let id = self.insert(now, flow, Stage::HalfOpen, engine);
         self.receive(now, id, segment, bytes);

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::connection::{Connection, End, Leftover, Life, Stage};
 use super::engine::{Engine, Phase};
-use super::{ConnectionError, ConnectionId, OWN_FREEZE, RETRY, Stack, StackEvent};
+use super::{ConnectionError, ConnectionId, OWN_FREEZE, RETRY, Stack, StackEvent, count_down};
 use crate::packet::PacketBatch;
 
 impl<P: Copy + Eq + Hash> Stack<P> {
@@ -241,11 +241,11 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         if self.by_flow.get(&connection.flow) == Some(&id) {
             self.by_flow.remove(&connection.flow);
         }
-        let port = connection.flow.local.port();
-        if connection.stage == Stage::Waiting
-            && let Some(listener) = self.listeners.get_mut(&port)
+        if matches!(connection.stage, Stage::HalfOpen | Stage::Waiting)
+            && let Some(listener) = self.listeners.get_mut(&connection.flow.local.port())
         {
             listener.ready.retain(|ready| *ready != id);
+            count_down(&mut listener.unaccepted, connection.flow.peer);
         }
     }
 
@@ -253,15 +253,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         let Some(Connection { flow, stage: Stage::HalfOpen, .. }) = self.connections.get(&id) else {
             return;
         };
-        if let Some(listener) = self.listeners.get_mut(&flow.local.port()) {
-            listener.half_open = listener.half_open.saturating_sub(1);
-        }
-        if let Some(count) = self.half_open.get_mut(&flow.peer) {
-            *count = count.saturating_sub(1);
-            if *count == 0 {
-                self.half_open.remove(&flow.peer);
-            }
-        }
+        count_down(&mut self.half_open, flow.peer);
     }
 }
 

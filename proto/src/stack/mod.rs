@@ -18,6 +18,7 @@ mod types;
 #[cfg(test)]
 mod tests;
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
@@ -42,8 +43,10 @@ pub const MAX_CONNECTIONS: usize = 1024;
 pub const CONNECTION_OVERHEAD: usize = 4096;
 /// What a connection with default buffers may cost.
 pub const MAX_CONNECTION_MEMORY: usize = 2 * DEFAULT_BUFFER + CONNECTION_OVERHEAD;
-/// Unfinished handshakes that one peer may have: an honest one has as many as it dials within a round trip.
+/// Unfinished handshakes that one peer may have on all ports: an honest one has as many as it dials within a round trip.
 pub const MAX_HALF_OPEN_PER_PEER: usize = 128;
+/// The part of a listener's backlog that one peer may fill, so that it can't shut the others out.
+const PEER_SHARE_OF_BACKLOG: usize = 4;
 /// How often a silent connection asks the peer for a sign of life. With [`SILENCE_TIMEOUT`], a peer that froze right
 /// before the question may stay so for 30 seconds and more.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
@@ -68,9 +71,10 @@ const FIRST_DYNAMIC_PORT: u16 = 49152;
 /// A connection that has nothing to send now but says that it has is asked again after this.
 const RETRY: Duration = Duration::from_millis(1);
 
-struct Listener {
+struct Listener<P> {
     backlog: usize,
-    half_open: usize,
+    /// How many connections of each peer `accept` hasn't taken yet, established or not. No peer has 0.
+    unaccepted: HashMap<P, usize>,
     ready: VecDeque<ConnectionId>,
 }
 
@@ -79,7 +83,7 @@ pub struct Stack<P> {
     config: Config,
     rng: Box<dyn CryptoRng + Send>,
     clock: Clock,
-    listeners: HashMap<u16, Listener>,
+    listeners: HashMap<u16, Listener<P>>,
     connections: HashMap<ConnectionId, Connection<P>>,
     by_flow: HashMap<Flow<P>, ConnectionId>,
     half_open: HashMap<P, usize>,
@@ -134,7 +138,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
     }
 
     /// Takes connections to `port` on all our addresses. `backlog` bounds those that `accept` hasn't taken yet,
-    /// established or not.
+    /// established or not; a quarter of it (at least 1) those of one peer.
     ///
     /// # Errors
     /// Port 0, or a port that is listened to already.
@@ -145,7 +149,8 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         if self.listeners.contains_key(&port) {
             return Err(ListenError::InUse);
         }
-        let listener = Listener { backlog: backlog.clamp(1, MAX_CONNECTIONS), half_open: 0, ready: VecDeque::new() };
+        let backlog = backlog.clamp(1, MAX_CONNECTIONS);
+        let listener = Listener { backlog, unaccepted: HashMap::new(), ready: VecDeque::new() };
         self.listeners.insert(port, listener);
         Ok(())
     }
@@ -192,10 +197,12 @@ impl<P: Copy + Eq + Hash> Stack<P> {
 
     /// The next established connection to `port`.
     pub fn accept(&mut self, port: u16) -> Option<Accepted<P>> {
-        let id = self.listeners.get_mut(&port)?.ready.pop_front()?;
+        let listener = self.listeners.get_mut(&port)?;
+        let id = listener.ready.pop_front()?;
         let connection = self.connections.get_mut(&id)?;
         connection.stage = Stage::Owned;
         let flow = connection.flow;
+        count_down(&mut listener.unaccepted, flow.peer);
         self.notify(id);
         Some(Accepted { id, peer: flow.peer, local: flow.local, remote: flow.remote })
     }
@@ -421,5 +428,24 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         };
         self.replies.push_slice(peer, &packet);
         true
+    }
+}
+
+impl<P: Copy + Eq + Hash> Listener<P> {
+    /// Whether one more connection of `peer` may wait.
+    fn has_room_for(&self, peer: P) -> bool {
+        let share = (self.backlog / PEER_SHARE_OF_BACKLOG).max(1);
+        self.unaccepted.values().sum::<usize>() < self.backlog
+            && self.unaccepted.get(&peer).is_none_or(|count| *count < share)
+    }
+}
+
+/// One connection less of `peer`; who has none isn't remembered.
+fn count_down<P: Eq + Hash>(counts: &mut HashMap<P, usize>, peer: P) {
+    if let Entry::Occupied(mut count) = counts.entry(peer) {
+        *count.get_mut() = count.get().saturating_sub(1);
+        if *count.get() == 0 {
+            count.remove();
+        }
     }
 }

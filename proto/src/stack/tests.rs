@@ -139,9 +139,9 @@ fn a_packet_of_no_connection_is_reset_and_a_reset_is_not_answered() {
 }
 
 #[test]
-fn the_backlog_bounds_what_nobody_has_accepted() {
+fn a_quarter_of_the_backlog_bounds_what_nobody_has_accepted_of_a_peer() {
     let mut pair = Pair::new(Link::ideal());
-    pair.stacks[1].listen(22, 3).unwrap();
+    pair.stacks[1].listen(22, 12).unwrap();
     let ids: Vec<ConnectionId> = (0..5).map(|_| pair.dial(22)).collect();
     pair.pass(Duration::from_millis(500));
     let connected = |pair: &Pair| {
@@ -159,19 +159,43 @@ fn the_backlog_bounds_what_nobody_has_accepted() {
     assert_eq!(connected(&pair), 5);
 }
 
+/// Five hundred SYNs of `peer` to port 22 of the second stack.
+fn flood(pair: &mut Pair, from: &str, peer: usize) {
+    let local = SocketAddr::new(ip(ADDRESSES[1]), 22);
+    for port in 1..=500 {
+        let syn = tcp::Segment { sequence: 1, acknowledgement: 0, flags: tcp::SYN, window: 1000, length: 0 };
+        let bytes = syn.build(SocketAddr::new(ip(from), port), local).unwrap();
+        pair.stacks[1].handle_packet(pair.now, peer, &bytes);
+    }
+}
+
+#[test]
+fn a_peer_that_floods_a_listener_shuts_nobody_out() {
+    let mut pair = Pair::new(Link::ideal());
+    pair.stacks[1].listen(22, 64).unwrap();
+    flood(&mut pair, "100.64.0.9", 5);
+    assert_eq!(pair.stacks[1].connection_count(), 16);
+    // Nobody takes the answers to the flood.
+    while pair.stacks[1].poll_packets(pair.now, &mut PacketBatch::new(), 1000) {}
+    let honest = pair.dial(22);
+    pair.pass(Duration::from_millis(500));
+    assert!(pair.events[0].contains(&StackEvent::Connected { id: honest }));
+    assert_eq!(pair.stacks[1].accept(22).unwrap().peer, 0);
+    // Four peers fill it, and then it is full for all.
+    for (from, peer) in [("100.64.0.10", 6), ("100.64.0.11", 7), ("100.64.0.12", 8), ("100.64.0.13", 9)] {
+        flood(&mut pair, from, peer);
+    }
+    assert_eq!(pair.stacks[1].connection_count(), 64 + 1);
+    // What ends without having been accepted makes room.
+    pair.stacks[1].abort_peer(pair.now, 5, ConnectionError::PeerRemoved);
+    assert_eq!(pair.stacks[1].connection_count(), 48 + 1);
+    assert_eq!(pair.stacks[1].listeners[&22].unaccepted.values().sum::<usize>(), 48);
+}
+
 #[test]
 fn half_open_connections_are_bounded_per_peer_and_end_by_themselves() {
     let mut pair = Pair::new(Link::ideal());
     pair.stacks[1].listen(22, 1000).unwrap();
-    let local = SocketAddr::new(ip(ADDRESSES[1]), 22);
-    let flood = |pair: &mut Pair, from: &str, peer: usize| {
-        for port in 1..=500 {
-            let syn = tcp::Segment { sequence: 1, acknowledgement: 0, flags: tcp::SYN, window: 1000, length: 0 };
-            let remote = SocketAddr::new(ip(from), port);
-            let bytes = syn.build(remote, local).unwrap();
-            pair.stacks[1].handle_packet(pair.now, peer, &bytes);
-        }
-    };
     flood(&mut pair, "100.64.0.9", 0);
     assert_eq!(pair.stacks[1].connection_count(), MAX_HALF_OPEN_PER_PEER);
     // Another peer still gets through.
@@ -186,13 +210,14 @@ fn half_open_connections_are_bounded_per_peer_and_end_by_themselves() {
     }
     assert_eq!(pair.stacks[1].connection_count(), 0);
     assert!(pair.stacks[1].half_open.is_empty());
+    assert!(pair.stacks[1].listeners[&22].unaccepted.is_empty());
     assert!(pair.stacks[1].timers.is_empty());
 }
 
 #[test]
 fn two_hundred_connections_at_once() {
     let mut pair = Pair::new(Link { loss: 1000, ..Link::with_round_trip(10) });
-    pair.stacks[1].listen(22, 300).unwrap();
+    pair.stacks[1].listen(22, MAX_CONNECTIONS).unwrap();
     // Within the bound of half-open ones, as a coordinator would dial them.
     let mut dialled: Vec<ConnectionId> = Vec::new();
     let mut accepted = Vec::new();
@@ -495,7 +520,7 @@ proptest! {
     #[test]
     fn no_packet_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), version in 0..3u8) {
         let mut pair = Pair::new(Link::ideal());
-        pair.stacks[1].listen(22, 4).unwrap();
+        pair.stacks[1].listen(22, 16).unwrap();
         let mut bytes = bytes;
         if let Some(first) = bytes.first_mut() {
             *first = [0x45, 0x60, *first][usize::from(version)];

@@ -14,8 +14,9 @@ use tokio::sync::{mpsc, oneshot};
 use super::command::{ConnectFailure, StreamParts};
 use crate::net::pipe::{Broken, CHUNK, Doorbell, Outbound, Pipe, PipeEnd};
 
-/// Connections of one port that the application hasn't taken yet.
-pub(super) const BACKLOG: usize = 64;
+/// Connections of one port that the application hasn't taken yet. One peer may have a quarter of them: as many as a
+/// builder serves of one node.
+pub(super) const BACKLOG: usize = 256;
 
 /// How long a stream that its application dropped may take to deliver what was written: a peer that doesn't read for
 /// so long won't.
