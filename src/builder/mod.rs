@@ -3,6 +3,7 @@
 //! When it ends is decided in [`nixtail_proto::run::Builder`]; here it is put to work.
 
 mod listening;
+mod places;
 mod verbs;
 
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use nixtail_proto::key::NodePublic;
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::run::{End, Presence};
 use nixtail_proto::ssh_policy::{Decision, PrincipalFacts, evaluate};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,12 +23,11 @@ use crate::nix::facts::Facts;
 use crate::report::plain;
 use crate::ssh::{AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
 use listening::Listening;
+use places::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_NODE, Places};
 use verbs::Verbs;
 
 /// The port of the SSH endpoint inside the tunnel.
 pub const SSH_PORT: u16 = 22;
-/// Connections served at once. A coordinator has one for each running build and a few for questions.
-const MAX_CONNECTIONS: usize = 200;
 /// How long connections may go on at the end: the answer to the stop that ended us is on its way.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// How often the tunnel is asked whether a claimer that control calls offline still talks to us.
@@ -162,11 +162,14 @@ async fn accept(
     connections: TaskTracker,
     cancel: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Arc::new(Places::default());
     loop {
         let Ok(stream) = listener.accept().await else { return };
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            tracing::warn!(peer = ?stream.peer(), "refused a connection: {MAX_CONNECTIONS} are open");
+        let Some(place) = places.take(stream.peer()) else {
+            tracing::warn!(
+                peer = ?stream.peer(),
+                "refused a connection: {MAX_CONNECTIONS_OF_NODE} of this node or {MAX_CONNECTIONS} in all are open"
+            );
             stream.abort();
             continue;
         };
