@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use nixtail_proto::nix_command::Shown;
 use nixtail_proto::ssh_policy::{Acceptance, Decision, Rejection};
 use russh::server::Msg;
 use russh::{ChannelId, ChannelWriteHalf};
@@ -15,6 +16,9 @@ use tokio_util::task::TaskTracker;
 use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint, Peer};
 use super::flow::{Gate, InputQueue, QUEUE_WINDOWS, TRICKLE_SLACK, WindowExceeded, WindowShare, Windows, lock};
 use super::session::SessionParts;
+
+#[cfg(test)]
+mod tests;
 
 /// A suffix of the user name with which clients ask to be asked for a password (`tailscale ssh` documents it).
 const PASSWORD_SUFFIX: &str = "+password";
@@ -97,7 +101,16 @@ impl Connection {
         self.login.send_replace(Some(Login { user: user.to_owned(), session_duration, expires }));
     }
 
-    /// Looks at the policy again for who is logged in, and ends the connection if it says no.
+    /// Whether a channel may open, or run something, at this moment: somebody is logged in, the policy still lets them
+    /// in, and nothing has ended the connection. A client that russh was told to accept only to send it the words of a
+    /// refusal is not logged in.
+    pub(crate) fn may_run(&self) -> bool {
+        let logged_in = self.login.borrow().is_some();
+        logged_in && self.chosen_end().is_none() && self.check_policy()
+    }
+
+    /// Looks at the policy again for who is logged in, if anybody is, and ends the connection if it says no. For changes
+    /// of the policy; what a client may do is for [`Connection::may_run`] to say.
     pub(crate) fn check_policy(&self) -> bool {
         let login = self.login.borrow().clone();
         let allowed = login.is_none_or(|login| self.decide(&login.user).is_ok());
@@ -245,7 +258,7 @@ impl Connection {
         let counters = &self.counters;
         ConnectionReport {
             end,
-            user: self.login.borrow().as_ref().map(|login| login.user.clone()),
+            user: self.login.borrow().as_ref().map(|login| Shown::new(&login.user).to_string()),
             commands_run: counters.commands_run.load(Ordering::Relaxed),
             commands_refused: counters.commands_refused.load(Ordering::Relaxed),
             bytes_in: counters.bytes_in.load(Ordering::Relaxed),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use nixtail_proto::nix_command::{CommandRefusal, NixCommand, parse_command};
+use nixtail_proto::nix_command::{CommandRefusal, NixCommand, Shown, parse_command};
 use nixtail_proto::ssh_policy::Rejection;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, Sig};
@@ -44,7 +44,7 @@ impl ConnectionHandler {
             }
             Err(rejection) => rejection.to_string(),
         };
-        tracing::info!(peer = %self.connection.peer.name, user = ?user, %rejection, "SSH login refused");
+        tracing::info!(peer = %self.connection.peer.name, user = %Shown::new(user), %rejection, "SSH login refused");
         if self.told {
             self.connection.end(ConnectionEnd::Refused(rejection));
             return Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false };
@@ -60,7 +60,8 @@ impl ConnectionHandler {
         command: Result<NixCommand, CommandRefusal>,
         session: &mut Session,
     ) -> Result<(), SshError> {
-        let Some(parts) = self.connection.begin_session(channel) else {
+        let parts = self.connection.may_run().then(|| self.connection.begin_session(channel)).flatten();
+        let Some(parts) = parts else {
             return Ok(session.channel_failure(channel)?);
         };
         session.channel_success(channel)?;
@@ -128,7 +129,7 @@ impl Handler for ConnectionHandler {
         reply: ChannelOpenHandle,
         _session: &mut Session,
     ) -> Result<(), SshError> {
-        if !self.connection.check_policy() {
+        if !self.connection.may_run() {
             reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
             return Ok(());
         }
