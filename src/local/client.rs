@@ -97,6 +97,7 @@ impl Client {
         deadline: Duration,
     ) -> Result<UnixStream, Failure> {
         let mut stream = UnixStream::connect(self.path.as_path()).map_err(|error| self.unreachable(&error))?;
+        self.check_agent(&stream)?;
         let length = body.len();
         let head = format!("{method} {path} HTTP/1.1\r\nHost: local\r\n{extra}Content-Length: {length}\r\n\r\n");
         let sent = stream
@@ -105,6 +106,20 @@ impl Client {
             .and_then(|()| stream.write_all(&[head.as_bytes(), body].concat()));
         sent.map_err(|error| self.broken(&error))?;
         Ok(stream)
+    }
+
+    /// Who listens there learns what we ask for, and what it answers is believed: so not just anybody may.
+    fn check_agent(&self, stream: &UnixStream) -> Result<(), Failure> {
+        let agent = rustix::net::sockopt::socket_peercred(stream).map_err(|error| self.broken(&error.into()))?;
+        if is_trusted(agent.uid.as_raw(), rustix::process::getuid().as_raw()) {
+            return Ok(());
+        }
+        let (path, uid) = (self.path.as_path().display(), agent.uid.as_raw());
+        Err(Failure::new(
+            Exit::Refused,
+            format!("the process that listens at {path} belongs to another user (uid {uid})"),
+        )
+        .next("run this as the user who started the agent, or name the socket of your own with --socket"))
     }
 
     fn unreachable(&self, error: &io::Error) -> Failure {
@@ -142,6 +157,11 @@ struct Head {
 #[derive(serde::Deserialize)]
 struct Refusal {
     error: Failure,
+}
+
+/// Our own processes and root's are, and for root everyone's: it chose whom to ask.
+pub(super) fn is_trusted(agent: u32, own: u32) -> bool {
+    agent == own || agent == 0 || own == 0
 }
 
 fn encode(body: &impl Serialize) -> Result<Vec<u8>, Failure> {

@@ -4,8 +4,9 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use thiserror::Error;
@@ -24,12 +25,16 @@ const MAX_CONNECTIONS: usize = 512;
 const MAX_BODY: usize = 64 << 10;
 /// A client of ours sends its request at once.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the body may take after that: it is small, and comes with the head.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The running local API. [`Server::stop`] ends it; dropping it stops it without waiting.
 #[derive(Debug)]
 pub struct Server {
     cancel: CancellationToken,
-    tasks: TaskTracker,
+    /// Drops the calls that are still being answered.
+    cut: CancellationToken,
+    pub(super) tasks: TaskTracker,
 }
 
 /// Why the local API can't start.
@@ -48,8 +53,8 @@ impl Server {
     pub fn start(socket: BoundSocket, routes: Routes) -> Result<Self, ServeError> {
         socket.listener.set_nonblocking(true)?;
         let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
-        let (cancel, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let accepting = accept(listener, Arc::new(routes), tasks.clone(), cancel.clone());
+        let (cancel, cut, tasks) = (CancellationToken::new(), CancellationToken::new(), TaskTracker::new());
+        let accepting = accept(listener, Arc::new(routes), tasks.clone(), cancel.clone(), cut.clone());
         let stopped = cancel.clone();
         tasks.spawn(async move {
             tokio::select! {
@@ -59,7 +64,7 @@ impl Server {
             // Its file goes before anything else: who comes later finds no agent, rather than one that doesn't answer.
             drop(socket);
         });
-        Ok(Self { cancel, tasks })
+        Ok(Self { cancel, cut, tasks })
     }
 
     /// Stops serving: removes the socket, lets calls that are being answered end until `deadline` has passed, and cuts
@@ -69,6 +74,9 @@ impl Server {
         self.tasks.close();
         if tokio::time::timeout(deadline, self.tasks.wait()).await.is_err() {
             tracing::debug!(tasks = self.tasks.len(), "local calls didn't end in time and are cut off");
+            // Dropping them takes no time.
+            self.cut.cancel();
+            self.tasks.wait().await;
         }
     }
 }
@@ -79,13 +87,20 @@ impl Drop for Server {
     }
 }
 
-async fn accept(listener: UnixListener, routes: Arc<Routes>, tasks: TaskTracker, cancel: CancellationToken) {
+async fn accept(
+    listener: UnixListener,
+    routes: Arc<Routes>,
+    tasks: TaskTracker,
+    cancel: CancellationToken,
+    cut: CancellationToken,
+) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) if is_allowed(&stream) => {
                 let serving = serve(stream, routes.clone(), tasks.clone(), cancel.clone());
+                let serving = cut.clone().run_until_cancelled_owned(serving);
                 tasks.spawn(async move {
                     serving.await;
                     drop(slot);
@@ -141,13 +156,25 @@ async fn answer(
         return refusal(&Failure::new(Exit::Usage, message).next("it may be of another version, or have another role"));
     };
     let upgrade = request.headers().contains_key(http::header::UPGRADE).then(|| hyper::upgrade::on(&mut request));
-    let body = match Limited::new(request.into_body(), MAX_BODY).collect().await {
-        Ok(body) => body.to_bytes(),
-        Err(error) => return refusal(&Failure::new(Exit::Usage, format!("the request can't be read: {error}"))),
+    let body = match read_body(request.into_body(), BODY_TIMEOUT).await {
+        Ok(body) => body,
+        Err(failure) => return refusal(&failure),
     };
     let streams = super::routes::Streams { tasks: tasks.clone(), cancel: cancel.clone() };
     match handler(Request { body, upgrade, streams }).await {
         Ok(reply) => reply,
         Err(failure) => refusal(&failure),
+    }
+}
+
+pub(super) async fn read_body<B>(body: B, timeout: Duration) -> Result<Bytes, Failure>
+where
+    B: Body,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    match tokio::time::timeout(timeout, Limited::new(body, MAX_BODY).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) => Err(Failure::new(Exit::Usage, format!("the request can't be read: {error}"))),
+        Err(_) => Err(Failure::new(Exit::Timeout, "the request's body didn't come in time")),
     }
 }

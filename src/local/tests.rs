@@ -16,6 +16,7 @@ fn routes() -> Routes {
         let name: String = request.json()?;
         Err::<(), _>(Failure::new(Exit::Refused, format!("{name} isn't allowed")).next("ask for it"))
     });
+    routes.add(Method::GET, "/never", |_| std::future::pending::<Result<(), Failure>>());
     // Answers with a greeting at once, then everything that it got, when it got it all.
     routes.add_stream(Method::POST, "/dial", |_| async move {
         let (near, mut far) = tokio::io::duplex(1024);
@@ -111,4 +112,31 @@ fn without_an_agent_the_client_says_what_to_do() {
     let failure = Client::new(path).get::<()>("/status", SOON).unwrap_err();
     assert_eq!(failure.exit, Exit::Unavailable);
     assert!(failure.next.unwrap().contains("nixtail up"));
+}
+
+#[tokio::test]
+async fn stopping_cuts_off_a_call_that_never_ends() {
+    let lab = lab();
+    let client = Client::new(lab.path.clone());
+    let call = tokio::spawn(blocking(move || client.get::<()>("/never", 4 * SOON).unwrap_err()));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let tasks = lab.server.tasks.clone();
+    tokio::time::timeout(SOON, lab.server.stop(Duration::from_millis(100))).await.unwrap();
+    assert!(tasks.is_empty());
+    assert_eq!(tokio::time::timeout(SOON, call).await.unwrap().unwrap().exit, Exit::Unavailable);
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_not_waited_for() {
+    let frames = futures::stream::pending::<std::io::Result<hyper::body::Frame<bytes::Bytes>>>();
+    let body = http_body_util::StreamBody::new(frames);
+    let read = server::read_body(body, Duration::from_millis(50));
+    assert_eq!(tokio::time::timeout(SOON, read).await.unwrap().unwrap_err().exit, Exit::Timeout);
+}
+
+#[test]
+fn only_an_agent_of_ours_or_of_root_is_trusted() {
+    use client::is_trusted;
+    assert!(is_trusted(1000, 1000) && is_trusted(0, 1000) && is_trusted(1000, 0));
+    assert!(!is_trusted(1001, 1000));
 }
