@@ -24,11 +24,11 @@ pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), 
     let failed = |action: &str, error: &std::io::Error| Failure::new(Exit::General, format!("{action}: {error}"));
     let program = std::env::current_exe().map_err(|error| failed("this program's own path is unknown", &error))?;
     let log_path = log_path(socket);
-    let mut log = open_log(&log_path).map_err(|error| {
+    let mut log = Log::open(log_path.clone()).map_err(|error| {
         failed(&format!("the log {} can't be opened", log_path.display()), &error)
             .next("name another folder with --socket")
     })?;
-    let child_log = log.try_clone().map_err(|error| failed("the log can't be shared", &error))?;
+    let child_log = log.file.try_clone().map_err(|error| failed("the log can't be shared", &error))?;
     let mut command = Command::new(program);
     command.args(without_secrets(std::env::args_os().skip(1))).arg("--detached");
     for name in KEY_VARIABLES {
@@ -50,8 +50,10 @@ pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), 
         return super::print(&line.trim_end());
     }
     let status = child.wait().map_err(|error| failed("the background process can't be waited for", &error))?;
-    show_log(&mut log);
-    remove_log(socket);
+    for line in log.new_words().lines() {
+        super::say(&plain(line));
+    }
+    log.remove_if_new();
     Err(Failure::new(exit_of(status.code()), format!("the background process ended before it was ready ({status})")))
 }
 
@@ -77,23 +79,49 @@ fn log_path(socket: &SocketPath) -> PathBuf {
     socket.as_path().with_extension("log")
 }
 
-fn open_log(path: &std::path::Path) -> std::io::Result<File> {
-    if let Some(folder) = path.parent() {
-        std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
-            .recursive(true)
-            .create(folder)?;
-    }
-    let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
-    OpenOptions::new().read(true).append(true).create(true).mode(0o600).custom_flags(no_links).open(path)
+/// The log as the background process finds it. It may be another one's, which runs: that is neither shown nor removed.
+struct Log {
+    path: PathBuf,
+    file: File,
+    /// Its length before the background process wrote.
+    before: u64,
+    is_new: bool,
 }
 
-fn show_log(log: &mut File) {
-    let length = log.metadata().map(|metadata| metadata.len()).unwrap_or_default();
-    let mut text = Vec::new();
-    let from = std::io::SeekFrom::Start(length.saturating_sub(SHOWN_LOG));
-    if log.seek(from).and_then(|_| log.read_to_end(&mut text)).is_ok() {
-        for line in String::from_utf8_lossy(&text).lines() {
-            super::say(&plain(line));
+impl Log {
+    fn open(path: PathBuf) -> std::io::Result<Self> {
+        if let Some(folder) = path.parent() {
+            std::os::unix::fs::DirBuilderExt::mode(&mut std::fs::DirBuilder::new(), 0o700)
+                .recursive(true)
+                .create(folder)?;
+        }
+        let no_links = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).mode(0o600).custom_flags(no_links);
+        let (file, is_new) = match options.clone().create_new(true).open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+                (options.create(true).open(&path)?, false)
+            }
+            created => (created?, true),
+        };
+        let before = file.metadata()?.len();
+        Ok(Self { path, file, before, is_new })
+    }
+
+    /// The last of what was written since it was opened.
+    fn new_words(&mut self) -> String {
+        let length = self.file.metadata().map(|metadata| metadata.len()).unwrap_or_default();
+        let from = std::io::SeekFrom::Start(length.saturating_sub(SHOWN_LOG).max(self.before));
+        let mut text = Vec::new();
+        // What can't be read can't be shown; the exit status says that it failed.
+        let _ = self.file.seek(from).and_then(|_| self.file.read_to_end(&mut text));
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    fn remove_if_new(self) {
+        if self.is_new {
+            // Whoever has removed it before did what was to be done.
+            let _ = std::fs::remove_file(self.path);
         }
     }
 }
@@ -130,6 +158,23 @@ mod tests {
         let given = ["up", "--auth-key", "secret", "--tags", "a", "--background", "--auth-key=secret", "-v"];
         let kept = without_secrets(given.iter().map(Into::into));
         assert_eq!(kept, ["up", "--tags", "a", "-v"]);
+    }
+
+    #[test]
+    fn the_log_of_one_that_runs_is_neither_shown_nor_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("made").join("agent.log");
+        let mut first = Log::open(path.clone()).unwrap();
+        first.file.write_all(b"of the first\n").unwrap();
+        assert_eq!(first.new_words(), "of the first\n");
+        let mut second = Log::open(path.clone()).unwrap();
+        assert_eq!(second.new_words(), "");
+        second.file.write_all(b"of the second\n").unwrap();
+        assert_eq!(second.new_words(), "of the second\n");
+        second.remove_if_new();
+        assert!(path.exists());
+        first.remove_if_new();
+        assert!(!path.exists());
     }
 
     #[test]
