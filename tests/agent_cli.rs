@@ -88,3 +88,25 @@ fn a_socket_path_that_no_socket_can_have_is_told_before_anything_is_tried() {
     let long = format!("/tmp/{}", "x".repeat(120));
     ended(&Shell::new().run(&["up"], &[("NIXTAIL_SOCKET", &long), ("TS_AUTHKEY", "a")]), 78, "125 bytes");
 }
+
+#[test]
+fn what_a_coordinator_cannot_work_with_is_told_before_it_logs_in() {
+    // Nobody listens there: one that tried to log in would end with 69.
+    let common = ["coordinator", "--login-server", "http://127.0.0.1:1", "--builders", "b", "--mode", "own-store"];
+    let here = ["--store", "/tmp", "--nix-build", "/bin/true"];
+    let key = [("TS_AUTHKEY", "tskey-auth-a")];
+    let cases = [
+        (&["--login", "a b"][..], "\"a b\""),
+        (&["--login", "a", "--run-dir", "/tmp/with blank"], "/tmp/with blank"),
+        (&["--login", "a", "--run-dir", "/tmp/with$dollar"], "with$dollar"),
+    ];
+    for (more, word) in cases {
+        ended(&Shell::new().run(&[&common[..], &here, more].concat(), &key), 78, word);
+    }
+    let without_nix = [key[0], ("PATH", "/nonexistent")];
+    ended(
+        &Shell::new().run(&[&common[..], &["--login", "a", "--store", "/tmp"]].concat(), &without_nix),
+        78,
+        "nix-build",
+    );
+}

@@ -108,9 +108,10 @@ impl Role for Serving {
         }
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self) -> Result<(), Failure> {
         self.listener = None;
         self.server.stop().await;
+        Ok(())
     }
 }
 

@@ -76,10 +76,11 @@ impl Role for Serving<'_> {
         Ok(())
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self) -> Result<(), Failure> {
         if let Some(builder) = &self.builder {
             builder.stop().await;
         }
+        Ok(())
     }
 }
 

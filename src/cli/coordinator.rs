@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::duration::parse_duration;
 use super::join::JoinArgs;
 use super::session::{self, Background, Role};
-use crate::agent::Agent;
+use crate::agent::{Agent, Config};
 use crate::coordinator::mode::{Layout, Mode};
 use crate::coordinator::{Board, Coordinator, CoordinatorError, Options};
 use crate::local::Routes;
@@ -68,17 +68,25 @@ pub(super) struct StoppedBuilder {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    session::run(&args.join, &args.background, Coordinating { args, coordinator: None })
+    session::run(&args.join, &args.background, Coordinating { args, options: None, coordinator: None })
 }
 
 struct Coordinating<'a> {
     args: &'a Args,
+    options: Option<Options>,
     coordinator: Option<Coordinator>,
 }
 
 impl Role for Coordinating<'_> {
+    async fn prepare(&mut self, _: &mut Config) -> Result<(), Failure> {
+        self.options = Some(options(self.args)?);
+        Ok(())
+    }
+
     async fn start(&mut self, agent: &Agent, routes: &mut Routes) -> Result<(), Failure> {
-        let options = options(self.args)?;
+        let Some(options) = self.options.take() else {
+            return Err(Failure::new(Exit::General, "the coordinator was started twice"));
+        };
         let uid = rustix::process::getuid().as_raw();
         let coordinator = Coordinator::begin(agent, options, uid).map_err(failure)?;
         add_routes(routes, &coordinator.board());
@@ -93,10 +101,8 @@ impl Role for Coordinating<'_> {
         let systems: std::collections::BTreeSet<_> =
             builders.iter().filter_map(|builder| builder.system.as_deref()).map(plain).collect();
         let systems = systems.into_iter().collect::<Vec<_>>().join(", ");
-        if let Some(layout) = coordinator.layout().filter(|layout| is_not_empty(&layout.env())) {
-            super::say(&format!("tell your shell's Nix of them with `. {}`", layout.env().display()));
-        }
-        Ok(Some(format!("with {} builders ({systems})", builders.len())))
+        let env = coordinator.layout().map(Layout::env).filter(|env| is_not_empty(env));
+        Ok(Some(ready_words(builders.len(), &systems, env.as_deref())))
     }
 
     async fn finished(&mut self) -> Result<(), Failure> {
@@ -106,13 +112,20 @@ impl Role for Coordinating<'_> {
         }
     }
 
-    async fn stop(&mut self) {
-        if let Some(coordinator) = &mut self.coordinator
-            && let Err(error) = coordinator.end().await
-        {
-            super::say(&failure(error));
-        }
+    async fn stop(&mut self) -> Result<(), Failure> {
+        let Some(coordinator) = &mut self.coordinator else { return Ok(()) };
+        coordinator.end().await.map_err(|error| {
+            Failure::new(Exit::General, format!("the files for Nix couldn't all be put back: {error}"))
+                .next("an original is kept as NAME.before-nixtail: rename it back, or let the next coordinator do it")
+        })
     }
+}
+
+/// What the ready line says besides the node: how many builders, and how a shell tells its Nix of them.
+fn ready_words(count: usize, systems: &str, env: Option<&Path>) -> String {
+    let told = env.map(|env| format!("; tell Nix with: . {}", plain(&env.display().to_string()))).unwrap_or_default();
+    let noun = if count == 1 { "builder" } else { "builders" };
+    format!("with {count} {noun} ({systems}){told}")
 }
 
 fn options(args: &Args) -> Result<Options, Failure> {
@@ -157,7 +170,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
         )
         .next("run the coordinator as root, or use a store of your own: --store FOLDER here and with Nix"));
     }
-    Ok(Options {
+    let options = Options {
         builders,
         login: args.login.clone().map_or_else(super::user_name, Ok)?,
         wait: args.wait,
@@ -171,7 +184,12 @@ fn options(args: &Args) -> Result<Options, Failure> {
             None => find_nix_build()?,
         },
         store: args.store.clone(),
-    })
+    };
+    options.check().map_err(|error| {
+        Failure::new(Exit::Configuration, error)
+            .next("give another --login, --builders, --run-dir or --socket, or move the program")
+    })?;
+    Ok(options)
 }
 
 fn find_nix_build() -> Result<PathBuf, Failure> {
@@ -210,5 +228,17 @@ fn failure(error: CoordinatorError) -> Failure {
             "look at the missing builders' own logs; `nixtail status` shows who is in the tailnet; --wait waits longer",
         ),
         error => Failure::new(Exit::Configuration, error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ready_line_says_how_nix_is_told() {
+        assert_eq!(ready_words(2, "x86_64-linux", None), "with 2 builders (x86_64-linux)");
+        let told = ready_words(1, "a, b", Some(Path::new("/run/env")));
+        assert_eq!(told, "with 1 builder (a, b); tell Nix with: . /run/env");
     }
 }

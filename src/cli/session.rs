@@ -49,7 +49,7 @@ pub(super) trait Role {
     /// Ends when the role does, by itself. Called again after it was cancelled.
     async fn finished(&mut self) -> Result<(), Failure>;
     /// Ends the role's work, before the node leaves.
-    async fn stop(&mut self);
+    async fn stop(&mut self) -> Result<(), Failure>;
 }
 
 /// Runs a role from join to leave.
@@ -74,7 +74,10 @@ pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result
 async fn live(mut config: Config, bound: BoundSocket, mut role: impl Role) -> Result<(), Failure> {
     let stop = stop_on_signals("leaving the tailnet")?;
     let begun = Instant::now();
-    role.prepare(&mut config).await?;
+    tokio::select! {
+        prepared = role.prepare(&mut config) => prepared?,
+        () = stop.cancelled() => return Ok(()),
+    }
     let agent = match Agent::join_until(config, stop.clone()).await {
         Ok(agent) => agent,
         Err(JoinError::Cancelled) => return Ok(()),
@@ -86,15 +89,30 @@ async fn live(mut config: Config, bound: BoundSocket, mut role: impl Role) -> Re
         Ok(()) => serve(&agent, bound, routes, &mut role, &stop, begun).await,
         Err(failure) => Ended { server: None, result: Err(failure) },
     };
-    if tokio::time::timeout(ROLE_DEADLINE, role.stop()).await.is_err() {
-        tracing::warn!("the role's work didn't end in time");
-    }
-    let leave = agent.leave(LEAVE_DEADLINE).await.map_err(Failure::from);
-    left_sender.send_replace(Some(leave.clone()));
+    let stopped = stop_in_time(&mut role, ROLE_DEADLINE).await;
+    let left_well = agent.leave(LEAVE_DEADLINE).await.map_err(Failure::from);
+    let ended_well = first_failure([stopped, left_well]);
+    left_sender.send_replace(Some(ended_well.clone()));
     if let Some(server) = ended.server {
         server.stop(CALLS_DEADLINE).await;
     }
-    ended.result.and(leave)
+    first_failure([ended.result, ended_well])
+}
+
+async fn stop_in_time(role: &mut impl Role, deadline: Duration) -> Result<(), Failure> {
+    tokio::time::timeout(deadline, role.stop()).await.unwrap_or_else(|_| {
+        let message = format!("the role's work didn't end within {} s", deadline.as_secs_f32());
+        Err(Failure::new(Exit::Timeout, message).next("look for what it left behind; --verbose tells more"))
+    })
+}
+
+/// The first failure is the command's; later ones, which it may have caused, are told at once.
+fn first_failure(results: [Result<(), Failure>; 2]) -> Result<(), Failure> {
+    let [first, second] = results;
+    if let (Err(_), Err(later)) = (&first, &second) {
+        super::say(later);
+    }
+    first.and(second)
 }
 
 struct Ended {
@@ -192,4 +210,45 @@ pub(super) fn stop_on_signals(words: &'static str) -> Result<CancellationToken, 
         });
     }
     Ok(stop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A role whose end takes some time and may fail.
+    struct Ending(Duration, Result<(), Failure>);
+
+    impl Role for Ending {
+        async fn start(&mut self, _: &Agent, _: &mut Routes) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        async fn finished(&mut self) -> Result<(), Failure> {
+            Ok(())
+        }
+
+        async fn stop(&mut self) -> Result<(), Failure> {
+            tokio::time::sleep(self.0).await;
+            self.1.clone()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_role_that_ends_badly_or_late_is_a_failure() {
+        let bad = || Err(Failure::new(Exit::General, "a file couldn't be put back"));
+        let long = Duration::from_secs(30);
+        assert_eq!(stop_in_time(&mut Ending(Duration::ZERO, Ok(())), long).await, Ok(()));
+        assert_eq!(stop_in_time(&mut Ending(Duration::ZERO, bad()), long).await, bad());
+        let late = stop_in_time(&mut Ending(long, Ok(())), Duration::from_millis(1)).await;
+        assert_eq!(late.unwrap_err().exit, Exit::Timeout);
+    }
+
+    #[test]
+    fn the_first_failure_is_the_commands() {
+        let failed = |words: &str| Err(Failure::new(Exit::General, words));
+        assert_eq!(first_failure([Ok(()), Ok(())]), Ok(()));
+        assert_eq!(first_failure([Ok(()), failed("late")]), failed("late"));
+        assert_eq!(first_failure([failed("early"), failed("late")]), failed("early"));
+    }
 }

@@ -31,5 +31,7 @@ impl Role for Plain {
         std::future::pending().await
     }
 
-    async fn stop(&mut self) {}
+    async fn stop(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
 }

@@ -19,6 +19,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
+use crate::builder::SSH_PORT;
+use crate::nix::config::{ConfigError, SshHost};
 use borrowed::PlaceError;
 use mode::{Layout, Mode, Told};
 use prove::{Acquaintance, Prover};
@@ -30,7 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 const STOP_BUILDERS: Duration = Duration::from_secs(4);
 
 /// What a coordinator is made of.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// The builders' names in the tailnet.
     pub builders: Vec<String>,
@@ -50,6 +52,28 @@ pub struct Options {
     pub nix_build: PathBuf,
     /// The store that Nix is used with, if it isn't the default one.
     pub store: Option<String>,
+}
+
+impl Options {
+    /// Whether what is known before the login can stand in ssh's configuration at all.
+    ///
+    /// # Errors
+    /// The first path, name or login that can't.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        self.builders.iter().try_for_each(|name| self.ssh_host(name).block().map(drop))
+    }
+
+    fn ssh_host(&self, name: &str) -> SshHost {
+        SshHost {
+            alias: name.to_owned(),
+            node: name.to_owned(),
+            port: SSH_PORT,
+            user: self.login.clone(),
+            nixtail: self.nixtail.clone(),
+            socket: self.socket.clone(),
+            known_hosts: self.layout.known_hosts(),
+        }
+    }
 }
 
 /// Why a coordinator couldn't begin or go on.
