@@ -2,15 +2,19 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{AtFlags, FlockOperation};
 use tempfile::NamedTempFile;
+
+/// How often a lock's file may vanish between its opening and its locking: each time another run has just ended.
+const LOCK_TRIES: usize = 5;
 
 /// A file that is replaced whole while a coordinator runs, and put back at its end.
 ///
-/// The original is kept beside it as `<name>.before-nixtail` until then, so that the next run can put it back where
-/// this one was killed.
+/// The original itself, be it a file or a symlink, is kept beside it as `<name>.before-nixtail` until then, so that the
+/// next run can put it back where this one was killed.
 #[derive(Debug)]
 pub struct Borrowed {
     path: PathBuf,
@@ -20,6 +24,7 @@ pub struct Borrowed {
 #[derive(Debug)]
 struct Original {
     bytes: Vec<u8>,
+    /// The mode of what is read there, which the replacement gets too.
     mode: u32,
 }
 
@@ -36,6 +41,15 @@ pub enum PlaceError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Another coordinator uses it.
+    #[error(
+        "another coordinator tells this machine's Nix of its builders (it holds {}); stop it first with `nixtail down --socket ITS-SOCKET`, or use `--mode own-store`",
+        path.display()
+    )]
+    Held {
+        /// The lock's file.
+        path: PathBuf,
     },
     /// Others could put something of theirs where root's Nix would run it.
     #[error(
@@ -64,7 +78,9 @@ impl Borrowed {
         }
         let original = Original::read(&path)?;
         match &original {
-            Some(original) => write_atomically(&kept, &original.bytes, original.mode)?,
+            // A second name for the same thing: owner, mode and, where it is one, the symlink come back with it.
+            Some(_) => rustix::fs::linkat(rustix::fs::CWD, &path, rustix::fs::CWD, &kept, AtFlags::empty())
+                .map_err(|error| PlaceError::Io { doing: "keep", path: path.clone(), source: error.into() })?,
             None => write_atomically(&absence_beside(&path), b"", 0o600)?,
         }
         Ok(Self { path, original })
@@ -90,9 +106,15 @@ impl Borrowed {
     /// When that can't be written; the kept copy stays then.
     pub fn give_back(self) -> Result<(), PlaceError> {
         match &self.original {
-            Some(original) => {
-                write_atomically(&self.path, &original.bytes, original.mode)?;
-                remove(&kept_beside(&self.path))
+            Some(_) => {
+                let kept = kept_beside(&self.path);
+                fs::rename(&kept, &self.path).map_err(|source| PlaceError::Io {
+                    doing: "put back",
+                    path: self.path.clone(),
+                    source,
+                })?;
+                // Where nothing was replaced both names are of one file, and rename(2) does nothing.
+                remove(&kept)
             }
             None => {
                 remove(&self.path)?;
@@ -104,14 +126,65 @@ impl Borrowed {
 
 impl Original {
     fn read(path: &Path) -> Result<Option<Self>, PlaceError> {
-        let bytes = match fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(PlaceError::Io { doing: "read", path: path.to_owned(), source }),
+        let io = |source| PlaceError::Io { doing: "read", path: path.to_owned(), source };
+        let absent = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        match fs::symlink_metadata(path) {
+            Err(error) if absent(&error) => return Ok(None),
+            found => found.map_err(io)?,
         };
-        let metadata =
-            fs::metadata(path).map_err(|source| PlaceError::Io { doing: "read", path: path.to_owned(), source })?;
+        let bytes = match fs::read(path) {
+            // A symlink to nothing.
+            Err(error) if absent(&error) => return Ok(Some(Self { bytes: Vec::new(), mode: 0o644 })),
+            read => read.map_err(io)?,
+        };
+        let metadata = fs::metadata(path).map_err(io)?;
         Ok(Some(Self { bytes, mode: metadata.permissions().mode() & 0o7777 }))
+    }
+}
+
+/// A lock beside a file that one process at a time may borrow. It ends with the process, however that ends.
+#[derive(Debug)]
+pub struct Lock {
+    path: PathBuf,
+    _file: fs::File,
+}
+
+impl Lock {
+    /// Locks the file at `path`, which need not exist.
+    ///
+    /// # Errors
+    /// [`PlaceError::Held`] when another process has it, and when the lock's own file can't be made.
+    pub fn take(path: &Path) -> Result<Self, PlaceError> {
+        let path = with_suffix(path, ".nixtail-lock");
+        let io = |source| PlaceError::Io { doing: "lock", path: path.clone(), source };
+        fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).map_err(io)?;
+        for _ in 0..LOCK_TRIES {
+            let mut options = fs::OpenOptions::new();
+            // Its mode keeps others from locking it.
+            options
+                .write(true)
+                .create(true)
+                .mode(0o600)
+                .custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+            let file = options.open(&path).map_err(io)?;
+            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Err(rustix::io::Errno::WOULDBLOCK) => break,
+                locked => locked.map_err(|error| io(error.into()))?,
+            }
+            // Its last holder removed it while we waited to open it: then it locks nothing.
+            let ours = file.metadata().map_err(io)?;
+            if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+                return Ok(Self { path, _file: file });
+            }
+        }
+        Err(PlaceError::Held { path })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // One that stays locks nothing.
+        let _ = fs::remove_file(&self.path);
     }
 }
 
@@ -198,6 +271,46 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"old\xff\n");
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
         assert_eq!(names(folder.path()), ["machines"]);
+    }
+
+    #[test]
+    fn the_very_same_file_or_symlink_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("elsewhere"), "old").unwrap();
+        for target in [None, Some("elsewhere"), Some("nowhere")] {
+            let path = folder.path().join("machines");
+            match target {
+                None => fs::write(&path, "old").unwrap(),
+                Some(target) => std::os::unix::fs::symlink(target, &path).unwrap(),
+            }
+            let before = fs::symlink_metadata(&path).unwrap();
+            for replaced in [true, false] {
+                let borrowed = Borrowed::take(path.clone()).unwrap();
+                assert_eq!(borrowed.original(), if target == Some("nowhere") { &b""[..] } else { b"old" });
+                if replaced {
+                    borrowed.replace(b"new").unwrap();
+                    assert_eq!(fs::read(&path).unwrap(), b"new");
+                }
+                borrowed.give_back().unwrap();
+                let after = fs::symlink_metadata(&path).unwrap();
+                assert_eq!((after.ino(), after.mode(), after.uid()), (before.ino(), before.mode(), before.uid()));
+                assert_eq!(fs::read_link(&path).ok().as_deref(), target.map(Path::new));
+                assert_eq!(names(folder.path()), ["elsewhere", "machines"]);
+            }
+            fs::remove_file(&path).unwrap();
+        }
+        assert_eq!(fs::read_to_string(folder.path().join("elsewhere")).unwrap(), "old");
+    }
+
+    #[test]
+    fn one_at_a_time_may_borrow() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("etc").join("machines");
+        let first = Lock::take(&path).unwrap();
+        assert!(matches!(Lock::take(&path), Err(PlaceError::Held { .. })));
+        drop(first);
+        drop(Lock::take(&path).unwrap());
+        assert!(names(&folder.path().join("etc")).is_empty());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::borrowed::{Borrowed, PlaceError, refuse_writable_by_others, write_atomically};
+use super::borrowed::{Borrowed, Lock, PlaceError, refuse_writable_by_others, write_atomically};
 
 /// The two ways in which Nix can be told of builders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,8 @@ pub struct Told {
     layout: Layout,
     made_run: bool,
     system: Option<SystemFiles>,
+    /// Held while root's files are ours; let go last.
+    _lock: Option<Lock>,
 }
 
 #[derive(Debug)]
@@ -88,28 +90,44 @@ impl Told {
     /// `programs` are what root's ssh will run or connect to: the binary, and the folder of the agent's socket.
     ///
     /// # Errors
-    /// When a place can't be written, or others could write what root would run.
+    /// When a place can't be written, others could write what root would run, or another coordinator has root's files.
+    /// What was taken until then is given back.
     pub fn begin(mode: Mode, layout: Layout, uid: u32, programs: &[&Path]) -> Result<Self, PlaceError> {
-        let io = |source| PlaceError::Io { doing: "make", path: layout.run.clone(), source };
-        let made_run = !layout.run.exists();
-        fs::create_dir_all(&layout.run).map_err(io)?;
-        fs::set_permissions(&layout.run, fs::Permissions::from_mode(0o700)).map_err(io)?;
-        let system = match mode {
+        let lock = match mode {
             Mode::OwnStore => None,
-            Mode::System => {
-                for path in programs.iter().copied().chain([layout.run.as_path()]) {
-                    refuse_writable_by_others(path, uid)?;
-                }
-                let name = layout.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                Some(SystemFiles {
-                    machines: Borrowed::take(layout.system_machines.clone())?,
-                    ssh_config: Borrowed::take(layout.ssh_config_d.join(format!("nixtail-{name}.conf")))?,
-                })
-            }
+            // First of all: what stands in the run's folder may be the other's.
+            Mode::System => Some(Lock::take(&layout.system_machines)?),
         };
-        let told = Self { layout, made_run, system };
-        write_atomically(&told.layout.env(), told.shell_lines().as_bytes(), 0o600)?;
-        Ok(told)
+        let made_run = !layout.run.exists();
+        let mut told = Self { layout, made_run, system: None, _lock: lock };
+        match told.take(mode, uid, programs) {
+            Ok(()) => Ok(told),
+            Err(error) => {
+                told.end_after(&error);
+                Err(error)
+            }
+        }
+    }
+
+    fn take(&mut self, mode: Mode, uid: u32, programs: &[&Path]) -> Result<(), PlaceError> {
+        let run = self.layout.run.as_path();
+        let io = |source| PlaceError::Io { doing: "make", path: run.to_owned(), source };
+        fs::create_dir_all(run).map_err(io)?;
+        fs::set_permissions(run, fs::Permissions::from_mode(0o700)).map_err(io)?;
+        if mode == Mode::System {
+            for path in programs.iter().copied().chain([run]) {
+                refuse_writable_by_others(path, uid)?;
+            }
+            self.system = Some(SystemFiles::take(&self.layout)?);
+        }
+        write_atomically(&self.layout.env(), self.shell_lines().as_bytes(), 0o600)
+    }
+
+    /// Puts everything back because of `error`, which is what the caller is to hear of.
+    pub fn end_after(self, error: &PlaceError) {
+        if let Err(also) = self.end() {
+            tracing::warn!(%error, %also, "not everything could be put back");
+        }
     }
 
     /// Where the files are.
@@ -180,9 +198,30 @@ impl Told {
         first
     }
 
+    /// Adds to what the user has there already; of two like settings Nix and ssh take the last.
     fn shell_lines(&self) -> String {
         let quote = |value: &str| format!("'{}'", value.replace('\'', r"'\''"));
-        self.environment().iter().map(|(name, value)| format!("export {name}={}\n", quote(value))).collect()
+        let line = |(name, value): (&&str, &String)| {
+            let between = if *name == "NIX_CONFIG" { '\n' } else { ' ' };
+            format!("export {name}=\"${{{name}:+${name}{between}}}\"{}\n", quote(value))
+        };
+        self.environment().iter().map(line).collect()
+    }
+}
+
+impl SystemFiles {
+    fn take(layout: &Layout) -> Result<Self, PlaceError> {
+        let name = layout.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let machines = Borrowed::take(layout.system_machines.clone())?;
+        match Borrowed::take(layout.ssh_config_d.join(format!("nixtail-{name}.conf"))) {
+            Ok(ssh_config) => Ok(Self { machines, ssh_config }),
+            Err(error) => {
+                if let Err(also) = machines.give_back() {
+                    tracing::warn!(%also, "not everything could be put back");
+                }
+                Err(error)
+            }
+        }
     }
 }
 
@@ -215,11 +254,16 @@ mod tests {
         told.write_ssh("Host b\n", "b ssh-ed25519 A\n").unwrap();
         told.write_machines("ssh-ng://b\n").unwrap();
         let script = ". \"$0\" && printf '%s|%s' \"$NIX_CONFIG\" \"$NIX_SSHOPTS\"";
-        let shell = std::process::Command::new("sh").arg("-c").arg(script).arg(told.layout().env()).output().unwrap();
-        let run = root.path().join("run");
-        let expected =
-            format!("builders = @{0}/machines\nbuilders-use-substitutes = true|-F {0}/ssh_config", run.display());
-        assert_eq!(String::from_utf8(shell.stdout).unwrap(), expected);
+        let read = |own: &[(&str, &str)]| {
+            let mut shell = std::process::Command::new("sh");
+            shell.args(["-euc", script]).arg(told.layout().env()).env_remove("NIX_CONFIG").env_remove("NIX_SSHOPTS");
+            String::from_utf8(shell.envs(own.iter().copied()).output().unwrap().stdout).unwrap()
+        };
+        let run = root.path().join("run").display().to_string();
+        let config = format!("builders = @{run}/machines\nbuilders-use-substitutes = true");
+        assert_eq!(read(&[]), format!("{config}|-F {run}/ssh_config"));
+        let own = [("NIX_CONFIG", "cores = 1"), ("NIX_SSHOPTS", "-v")];
+        assert_eq!(read(&own), format!("cores = 1\n{config}|-v -F {run}/ssh_config"));
         assert!(!root.path().join("etc").exists(), "nothing of the system's is touched");
         told.end().unwrap();
         assert!(tree(root.path()).is_empty());
@@ -244,6 +288,40 @@ mod tests {
         told.end().unwrap();
         assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine");
         assert_eq!(tree(root.path()), before);
+    }
+
+    #[test]
+    fn a_second_coordinator_touches_nothing_of_the_first() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let uid = fs::metadata(root.path()).unwrap().uid();
+        let first = Told::begin(Mode::System, layout(root.path()), uid, &[]).unwrap();
+        first.write_machines("ssh-ng://b\n").unwrap();
+        let before = tree(root.path());
+        for run in ["run", "another"] {
+            let layout = Layout { run: root.path().join(run), ..layout(root.path()) };
+            let second = Told::begin(Mode::System, layout, uid, &[]);
+            assert!(matches!(second, Err(PlaceError::Held { .. })));
+            assert_eq!(tree(root.path()), before);
+        }
+        first.end().unwrap();
+        Told::begin(Mode::System, layout(root.path()), uid, &[]).unwrap().end().unwrap();
+    }
+
+    #[test]
+    fn an_error_half_way_gives_back_what_was_taken() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let uid = fs::metadata(root.path()).unwrap().uid();
+        let layout = layout(root.path());
+        fs::create_dir_all(root.path().join("etc/nix")).unwrap();
+        fs::write(&layout.system_machines, "ssh-ng://mine").unwrap();
+        // No folder can be made there.
+        fs::write(root.path().join("etc/ssh"), "").unwrap();
+        let before = tree(root.path());
+        assert!(Told::begin(Mode::System, layout.clone(), uid, &[]).is_err());
+        assert_eq!(tree(root.path()), before);
+        assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine");
     }
 
     #[test]
