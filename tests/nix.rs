@@ -11,6 +11,7 @@ mod stage;
 #[path = "nix/stranger.rs"]
 mod stranger;
 
+use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -168,7 +169,7 @@ fn a_coordinator_without_its_builders_exits_75_and_names_them() {
     let everything = r#"{"action": "accept", "src": ["*"], "dst": ["*:*"]}"#;
     let Some(stage) = Stage::start(&stage::policy(everything, "")) else { return };
     let _builder = stage.builder("aloof", &[]);
-    let ended = stage.failing_coordinator(&["aloof", "nobody"], "3s");
+    let ended = stage.failing_coordinator(&["aloof", "nobody"], "3s", &stage.programs.nix_build);
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(75), "{said}");
     assert!(ended.stdout.is_empty(), "it was never ready: {ended:?}");
@@ -176,4 +177,16 @@ fn a_coordinator_without_its_builders_exits_75_and_names_them() {
     assert!(said.contains("aloof (refused by policy: "), "{said}");
     assert_eq!(stage.nodes(), ["aloof"]);
     assert!(!stage.path("run").exists() && !stage.path("coordinator.sock").exists());
+}
+
+#[test]
+fn a_claimed_builder_that_fails_its_probe_is_told_to_end() {
+    let Some(stage) = Stage::start(&coordinators_may_log_in()) else { return };
+    let mut builder = stage.builder("b1", &[]);
+    let ended = stage.failing_coordinator(&["b1"], "3s", Path::new("/bin/false"));
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(75), "{said}");
+    assert!(said.contains("b1 (probe build failed: "), "{said}");
+    assert!(builder.process.wait().success(), "{}", builder.process.log());
+    assert!(builder.process.log().contains("its coordinator stopped it"), "{}", builder.process.log());
 }

@@ -23,7 +23,7 @@ use crate::builder::SSH_PORT;
 use crate::nix::config::{ConfigError, SshHost};
 use borrowed::PlaceError;
 use mode::{Layout, Mode, Told};
-use prove::{Acquaintance, Prover};
+use prove::{Acquaintance, Claims, Prover};
 
 /// Nothing is due for so long that looking again is free.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
@@ -115,11 +115,21 @@ pub struct Coordinator {
     told: Option<Told>,
     builders: Builders,
     known: BTreeMap<String, Acquaintance>,
-    tries: JoinSet<(String, Result<Acquaintance, Failure>, TryStep)>,
+    tries: JoinSet<Tried>,
+    /// The number of each builder's latest try. What an earlier one comes to is of a builder that has gone since.
+    latest: BTreeMap<String, u64>,
     /// Ready builders that control calls offline, being asked whether they live.
     watched: BTreeSet<String>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     board: Board,
+}
+
+/// How a step of a try ended.
+struct Tried {
+    name: String,
+    number: u64,
+    result: Result<Acquaintance, Failure>,
+    step: TryStep,
 }
 
 /// The two steps of a try, between which ssh's files are written; and the watch over one that control calls offline.
@@ -140,7 +150,6 @@ pub struct Board {
 #[derive(Default)]
 struct Shown {
     statuses: Vec<BuilderStatus>,
-    known: BTreeMap<String, Acquaintance>,
 }
 
 impl Coordinator {
@@ -150,30 +159,25 @@ impl Coordinator {
     /// When a place can't be written.
     pub fn begin(agent: &Agent, options: Options, uid: u32) -> Result<Self, CoordinatorError> {
         let socket_folder = options.socket.parent().map(PathBuf::from).unwrap_or_default();
-        let told = Told::begin(options.mode, options.layout, uid, &[&options.nixtail, &socket_folder])?;
-        told.write_ssh("", "")?;
-        told.write_machines("")?;
-        let prover = Arc::new(Prover {
-            agent: agent.clone(),
-            login: options.login,
-            nixtail: options.nixtail,
-            socket: options.socket,
-            ssh_config: told.layout().ssh_config(),
-            known_hosts: told.layout().known_hosts(),
-            nix_build: options.nix_build,
-            store: options.store,
-        });
+        let told = Told::begin(options.mode, options.layout.clone(), uid, &[&options.nixtail, &socket_folder])?;
+        if let Err(error) = told.write_ssh("", "").and_then(|()| told.write_machines("")) {
+            told.end_after(&error);
+            return Err(error.into());
+        }
+        let (wait, builders) = (options.wait, options.builders.clone());
+        let prover = Arc::new(Prover { agent: agent.clone(), options, claims: Claims::default() });
         let mut netmap = agent.netmap();
         // The first look must not wait for a change.
         netmap.mark_changed();
         Ok(Self {
             board: Board { prover: Arc::clone(&prover), shown: Arc::default() },
             prover,
-            wait: options.wait,
+            wait,
             told: Some(told),
-            builders: Builders::new(Instant::now(), options.wait, options.builders),
+            builders: Builders::new(Instant::now(), wait, builders),
             known: BTreeMap::new(),
             tries: JoinSet::new(),
+            latest: BTreeMap::new(),
             watched: BTreeSet::new(),
             netmap,
         })
@@ -238,9 +242,12 @@ impl Coordinator {
         let now = Instant::now();
         while let Some(name) = self.builders.poll_try(now) {
             let prover = Arc::clone(&self.prover);
+            let number = self.latest.entry(name.clone()).or_default();
+            *number += 1;
+            let number = *number;
             self.tries.spawn(async move {
-                let met = prover.meet(&name).await;
-                (name, met, TryStep::Met)
+                let result = prover.meet(&name).await;
+                Tried { name, number, result, step: TryStep::Met }
             });
         }
         let due = self.builders.poll_timeout(now).unwrap_or(now + LOOK_AGAIN);
@@ -251,8 +258,8 @@ impl Coordinator {
                 Err(_) => std::future::pending().await,
             },
             Some(tried) = self.tries.join_next(), if !self.tries.is_empty() => {
-                if let Ok((name, result, step)) = tried {
-                    self.handle_tried(name, result, step)?;
+                if let Ok(tried) = tried {
+                    self.handle_tried(tried)?;
                 }
             }
             () = tokio::time::sleep_until(due.into()) => {}
@@ -263,28 +270,13 @@ impl Coordinator {
 
     fn handle_netmap(&mut self) -> Result<(), CoordinatorError> {
         let Some(netmap) = self.netmap.borrow_and_update().clone() else { return Ok(()) };
-        let known = &self.known;
-        let present = |name: &str| {
-            let found = nixtail_proto::names::resolve(&netmap, name).ok().and_then(|(_, key)| key);
-            let Some(node) = found.and_then(|key| netmap.peer_by_key(&key)) else { return false };
-            match known.get(name) {
-                // A ready builder that control calls offline may still answer; one with a new key is another one.
-                Some(known) => known.node_key == node.key,
-                None => node.online != Some(false),
-            }
-        };
-        self.builders.handle_netmap(Instant::now(), present);
-        let gone: Vec<String> = self
-            .builders
-            .standings()
-            .filter(|(name, standing)| {
-                matches!(standing, Standing::Gone | Standing::Awaited) && known.contains_key(*name)
-            })
-            .map(|(name, _)| name.to_owned())
-            .collect();
+        self.prover.claims.keep(|key| netmap.peer_by_key(key).is_some());
+        let gone = heed(&netmap, &mut self.builders, &mut self.known, Instant::now());
         for name in &gone {
             tracing::warn!(builder = %name, "left the tailnet; Nix is told of it no more");
-            self.known.remove(name);
+            // What its tries and its watch come to is of no use; the next try counts on.
+            self.watched.remove(name);
+            *self.latest.entry(name.clone()).or_default() += 1;
         }
         self.watch_offline(&netmap);
         if gone.is_empty() { Ok(()) } else { self.write() }
@@ -299,20 +291,20 @@ impl Coordinator {
         for (name, known) in ready.filter_map(|(name, _)| self.known.get_key_value(name)) {
             if offline(known) && self.watched.insert(name.clone()) {
                 let (prover, name, known) = (Arc::clone(&self.prover), name.clone(), known.clone());
+                let number = self.latest.get(&name).copied().unwrap_or_default();
                 self.tries.spawn(async move {
-                    let watched = prover.watch(&name, &known).await.map(|()| known);
-                    (name, watched, TryStep::Watched)
+                    let result = prover.watch(&name, &known).await.map(|()| known);
+                    Tried { name, number, result, step: TryStep::Watched }
                 });
             }
         }
     }
 
-    fn handle_tried(
-        &mut self,
-        name: String,
-        result: Result<Acquaintance, Failure>,
-        step: TryStep,
-    ) -> Result<(), CoordinatorError> {
+    fn handle_tried(&mut self, tried: Tried) -> Result<(), CoordinatorError> {
+        let Tried { name, number, result, step } = tried;
+        if self.latest.get(&name) != Some(&number) {
+            return Ok(());
+        }
         let now = Instant::now();
         match (step, result) {
             (TryStep::Watched, result) => {
@@ -334,8 +326,8 @@ impl Coordinator {
                 self.write()?;
                 let prover = Arc::clone(&self.prover);
                 self.tries.spawn(async move {
-                    let probed = prover.probe(&name).await.map(|()| met);
-                    (name, probed, TryStep::Probed)
+                    let result = prover.probe(&name).await.map(|()| met);
+                    Tried { name, number, result, step: TryStep::Probed }
                 });
                 Ok(())
             }
@@ -371,7 +363,7 @@ impl Coordinator {
             }
         });
         let mut shown = self.board.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = Shown { statuses: statuses.collect(), known: self.known.clone() };
+        *shown = Shown { statuses: statuses.collect() };
     }
 }
 
@@ -384,11 +376,10 @@ impl Board {
 
     /// Tells every claimed builder to end. Returns each one's name with what kept it from hearing, if anything did.
     pub async fn stop_builders(&self) -> Vec<(String, Result<(), String>)> {
-        let known = self.shown.lock().unwrap_or_else(PoisonError::into_inner).known.clone();
-        let stops = known.into_iter().map(|(name, known)| {
+        let stops = self.prover.claims.all().into_iter().map(|(name, claim)| {
             let prover = Arc::clone(&self.prover);
             async move {
-                let stopped = prover.stop(&name, &known).await;
+                let stopped = prover.stop(&name, &claim).await;
                 (name, stopped.map_err(|failure| format!("{}: {}", failure.stage, failure.reason)))
             }
         });
@@ -396,7 +387,85 @@ impl Board {
     }
 }
 
+/// Tells `builders` who is in the netmap, and takes those that left it from `known`, whose names it returns.
+fn heed(
+    netmap: &Netmap,
+    builders: &mut Builders,
+    known: &mut BTreeMap<String, Acquaintance>,
+    now: Instant,
+) -> Vec<String> {
+    let present = |known: &BTreeMap<String, Acquaintance>, name: &str| {
+        let found = nixtail_proto::names::resolve(netmap, name).ok().and_then(|(_, key)| key);
+        let Some(node) = found.and_then(|key| netmap.peer_by_key(&key)) else { return false };
+        match known.get(name) {
+            // A ready builder that control calls offline may still answer; one with a new key is another one.
+            Some(known) => known.node_key == node.key,
+            None => node.online != Some(false),
+        }
+    };
+    builders.handle_netmap(now, |name| present(known, name));
+    let is_gone = |standing: &Standing| matches!(standing, Standing::Gone | Standing::Awaited);
+    let standings = builders.standings().filter(|(name, standing)| is_gone(standing) && known.contains_key(*name));
+    let gone: Vec<String> = standings.map(|(name, _)| name.to_owned()).collect();
+    for name in &gone {
+        known.remove(name);
+    }
+    if !gone.is_empty() {
+        // Another one of the same name may be there already; no further netmap need come for it.
+        builders.handle_netmap(now, |name| present(known, name));
+    }
+    gone
+}
+
 fn list(missing: &[(String, Standing)]) -> String {
     let words: Vec<String> = missing.iter().map(|(name, standing)| format!("{name} ({standing})")).collect();
     words.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use nixtail_proto::key::NodePublic;
+    use nixtail_proto::tailcfg::Node;
+
+    use super::*;
+
+    fn netmap(key: Option<u8>) -> Netmap {
+        let node = |key: u8| Node {
+            name: "b.example.net.".into(),
+            key: NodePublic::from_bytes([key; 32]),
+            addresses: vec!["100.64.0.9/32".parse().unwrap()],
+            online: Some(true),
+            ..Node::default()
+        };
+        let self_node = Node {
+            name: "c.example.net.".into(),
+            addresses: vec!["100.64.0.1/32".parse().unwrap()],
+            ..Node::default()
+        };
+        Netmap {
+            self_node: Arc::new(self_node),
+            peers: key.map(|key| (Default::default(), Arc::new(node(key)))).into_iter().collect(),
+            ..Netmap::default()
+        }
+    }
+
+    #[test]
+    fn a_builder_replaced_in_one_change_is_tried_at_once() {
+        let now = Instant::now();
+        let mut builders = Builders::new(now, Duration::from_secs(9), ["b".to_owned()]);
+        let mut known = BTreeMap::new();
+        assert!(heed(&netmap(Some(1)), &mut builders, &mut known, now).is_empty());
+        assert_eq!(builders.poll_try(now).as_deref(), Some("b"));
+        known.insert("b".to_owned(), prove::tests::acquaintance(NodePublic::from_bytes([1; 32])));
+        builders.handle_tried(now, "b", Ok(()));
+        assert!(heed(&netmap(Some(1)), &mut builders, &mut known, now).is_empty());
+        assert_eq!(builders.poll_try(now), None);
+
+        assert_eq!(heed(&netmap(Some(2)), &mut builders, &mut known, now), ["b"]);
+        assert!(known.is_empty());
+        assert_eq!(builders.poll_try(now).as_deref(), Some("b"));
+
+        assert!(heed(&netmap(None), &mut builders, &mut known, now).is_empty());
+        assert_eq!(builders.poll_try(now), None);
+    }
 }

@@ -1,23 +1,26 @@
 //! Proving one builder end to end: host key, policy, facts, claim, and a build that Nix itself makes through it.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nixtail_proto::key::NodePublic;
-use nixtail_proto::nix_command::{ControlRequest, ControlVerb};
+use nixtail_proto::nix_command::{CONTROL_PROTOCOL, ControlRequest, ControlVerb};
 use nixtail_proto::run::{Failure, Stage};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
+use super::Options;
 use super::verbs::{HostKeyLine, ask};
 use crate::agent::Agent;
 use crate::builder::SSH_PORT;
-use crate::nix::config::{SshHost, known_hosts_line};
+use crate::nix::config::known_hosts_line;
 use crate::nix::facts::{FACTS_SCHEMA, Facts};
 use crate::nix::machines::{Machine, MachineLine};
 use crate::nix::spawn::{ChildSpec, GroupChild, TERMINATE_GRACE};
+use crate::report::plain;
 
 /// How long a probe build may take; it takes 0.3 s on an idle machine.
 const PROBE_DEADLINE: Duration = Duration::from_secs(60);
@@ -28,21 +31,53 @@ const WATCH_PAUSE: Duration = Duration::from_secs(5);
 /// The most that is read of what a probe says.
 const MAX_WORDS: u64 = 64 * 1024;
 
+/// Where Nix is told of a store that isn't `/nix/store` (the Nix manual, "Common Environment Variables").
+const STORE_FOLDER_VARIABLE: &str = "NIX_STORE_DIR";
+
 /// What every builder's proof needs.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Prover {
     pub(super) agent: Agent,
-    /// The user to log in as.
-    pub(super) login: String,
-    /// What ssh starts to reach a builder.
-    pub(super) nixtail: PathBuf,
-    /// Our agent's socket.
-    pub(super) socket: PathBuf,
-    pub(super) ssh_config: PathBuf,
-    pub(super) known_hosts: PathBuf,
-    pub(super) nix_build: PathBuf,
-    /// Where derivations are instantiated: the coordinator's own store.
-    pub(super) store: Option<String>,
+    pub(super) options: Options,
+    pub(super) claims: Claims,
+}
+
+/// The builders that have taken our claim, until they are stopped or gone: one that fails a later step is among them.
+#[derive(Debug, Default)]
+pub(super) struct Claims(Mutex<BTreeMap<String, Claim>>);
+
+/// What it takes to reach a claimed builder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Claim {
+    pub(super) node_key: NodePublic,
+    pub(super) host_keys: Vec<String>,
+}
+
+impl Claims {
+    pub(super) fn all(&self) -> BTreeMap<String, Claim> {
+        self.lock().clone()
+    }
+
+    pub(super) fn add(&self, name: &str, claim: Claim) {
+        self.lock().insert(name.to_owned(), claim);
+    }
+
+    /// Forgets a claim, unless there is a newer one on a builder of the same name.
+    pub(super) fn forget(&self, name: &str, claim: &Claim) {
+        let mut claims = self.lock();
+        if claims.get(name) == Some(claim) {
+            claims.remove(name);
+        }
+    }
+
+    /// Forgets those on nodes that are in the tailnet no more.
+    pub(super) fn keep(&self, is_there: impl Fn(&NodePublic) -> bool) {
+        self.lock().retain(|_, claim| is_there(&claim.node_key));
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Claim>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A builder that answers, is ours, and is known well enough for ssh to reach it.
@@ -54,7 +89,7 @@ pub(super) struct Acquaintance {
     pub(super) ssh_host: String,
     pub(super) known_hosts: String,
     pub(super) machine: MachineLine,
-    host_keys: Vec<String>,
+    pub(super) host_keys: Vec<String>,
 }
 
 impl Prover {
@@ -63,37 +98,37 @@ impl Prover {
         let (node_key, published) = self.published(name)?;
         let facts = self.verb(name, &published, ControlVerb::Facts).await?;
         let HostKeyLine(host_key) = facts.1;
-        let facts = read_facts(&facts.0)?;
+        let facts = read_facts(&facts.0, &own_store_folder())?;
         // From here on the key that was shown is the only one: a builder doesn't change it while it lives.
         let host_keys = vec![host_key.clone()];
-        self.verb(name, &host_keys, ControlVerb::Claim).await?;
         let unfit = |error: &dyn std::fmt::Display| Failure { stage: Stage::Facts, reason: error.to_string() };
-        let ssh_host = SshHost {
-            alias: name.to_owned(),
-            node: name.to_owned(),
-            port: SSH_PORT,
-            user: self.login.clone(),
-            nixtail: self.nixtail.clone(),
-            socket: self.socket.clone(),
-            known_hosts: self.known_hosts.clone(),
-        };
         let machine = Machine {
             store_uri: self.store_uri(name),
             systems: std::iter::once(&facts.system).chain(&facts.extra_platforms).cloned().collect(),
-            max_jobs: facts.cores.max(2),
+            max_jobs: jobs(&facts),
             speed_factor: 1,
             supported_features: facts.features.clone(),
             mandatory_features: Vec::new(),
             host_key: Some(host_key.clone()),
         };
-        Ok(Acquaintance {
+        // All that may fail here does before the claim: a claimed builder waits for us.
+        let met = Acquaintance {
             node_key,
-            ssh_host: ssh_host.block().map_err(|error| unfit(&error))?,
+            ssh_host: self.options.ssh_host(name).block().map_err(|error| unfit(&error))?,
             known_hosts: known_hosts_line(name, &host_key).map_err(|error| unfit(&error))?,
             machine: machine.line().map_err(|error| unfit(&error))?,
             facts,
-            host_keys,
-        })
+            host_keys: host_keys.clone(),
+        };
+        self.verb(name, &host_keys, ControlVerb::Claim).await?;
+        if published.is_empty() {
+            tracing::warn!(
+                builder = %name, host_key = %plain(&host_key),
+                "control passes on no host key of it; the one that it shows in the session of its node key is taken"
+            );
+        }
+        self.claims.add(name, Claim { node_key, host_keys });
+        Ok(met)
     }
 
     /// Lets Nix build something through the builder: it must be written, built in the sandbox, and trusted.
@@ -105,14 +140,25 @@ impl Prover {
         let expression = format!(
             "derivation {{ name = \"nixtail-probe\"; salt = \"{salt}\"; system = builtins.currentSystem; builder = \"builtin:buildenv\"; derivations = \"\"; manifest = \"/dev/null\"; }}"
         );
-        let eval_store = self.store.clone().unwrap_or_else(|| "auto".to_owned());
+        let eval_store = self.options.store.clone().unwrap_or_else(|| "auto".to_owned());
         let arguments =
             ["--no-out-link", "--eval-store", &eval_store, "--store", &self.store_uri(name), "-E", &expression];
-        let mut spec = ChildSpec::new(&self.nix_build, arguments);
-        let kept = ["PATH", "HOME", "USER", "NIX_CONF_DIR", "NIX_PATH", "LD_LIBRARY_PATH", "NIX_DATA_DIR"];
+        let mut spec = ChildSpec::new(&self.options.nix_build, arguments);
+        let kept = [
+            "PATH",
+            "HOME",
+            "USER",
+            "LD_LIBRARY_PATH",
+            "NIX_CONF_DIR",
+            "NIX_DATA_DIR",
+            "NIX_LOG_DIR",
+            "NIX_PATH",
+            STORE_FOLDER_VARIABLE,
+            "NIX_STATE_DIR",
+        ];
         spec.environment =
             kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
-        let spec = spec.with_variable("NIX_SSHOPTS", format!("-F {}", self.ssh_config.display()));
+        let spec = spec.with_variable("NIX_SSHOPTS", format!("-F {}", self.options.layout.ssh_config().display()));
         let mut child = GroupChild::start(&spec).await.map_err(|error| failed(error.to_string()))?;
         let Some((stdin, stdout, stderr)) = child.take_pipes() else {
             return Err(failed("it ended before it began".to_owned()));
@@ -154,16 +200,18 @@ impl Prover {
         Ok(())
     }
 
-    /// Tells a builder to end.
-    pub(super) async fn stop(&self, name: &str, known: &Acquaintance) -> Result<(), Failure> {
-        self.verb(name, &known.host_keys, ControlVerb::Stop).await.map(drop)
+    /// Tells a claimed builder to end.
+    pub(super) async fn stop(&self, name: &str, claim: &Claim) -> Result<(), Failure> {
+        self.verb(name, &claim.host_keys, ControlVerb::Stop).await?;
+        self.claims.forget(name, claim);
+        Ok(())
     }
 
     async fn verb(&self, name: &str, keys: &[String], verb: ControlVerb) -> Result<(String, HostKeyLine), Failure> {
         let unreachable = |error: crate::agent::DialError| Failure { stage: Stage::Connect, reason: error.to_string() };
         let stream = self.agent.dial(name, SSH_PORT).await.map_err(unreachable)?;
         let request = ControlRequest { verb, arguments: Vec::new() };
-        let answer = ask(stream, &self.login, keys, &request).await?;
+        let answer = ask(stream, &self.options.login, keys, &request).await?;
         Ok((answer.text, answer.host_key))
     }
 
@@ -178,15 +226,36 @@ impl Prover {
     }
 
     fn store_uri(&self, name: &str) -> String {
-        format!("ssh-ng://{}@{name}", self.login)
+        format!("ssh-ng://{}@{name}", self.options.login)
     }
 }
 
-fn read_facts(json: &str) -> Result<Facts, Failure> {
+/// The folder that the names of our own store's paths begin with.
+fn own_store_folder() -> String {
+    let named = std::env::var(STORE_FOLDER_VARIABLE).ok().filter(|folder| !folder.is_empty());
+    named.unwrap_or_else(|| "/nix/store".to_owned())
+}
+
+/// Builds at once: the builder's own word, else its processors. Nix polls a builder of one slot, so that there are two.
+fn jobs(facts: &Facts) -> u32 {
+    if facts.max_jobs > 0 { facts.max_jobs } else { facts.cores }.max(2)
+}
+
+fn read_facts(json: &str, own_store_folder: &str) -> Result<Facts, Failure> {
     let unfit = |reason: String| Failure { stage: Stage::Facts, reason };
     let facts: Facts = serde_json::from_str(json).map_err(|error| unfit(format!("unreadable: {error}")))?;
     if facts.schema != FACTS_SCHEMA {
         return Err(unfit(format!("it runs another version of nixtail (facts {}, here {FACTS_SCHEMA})", facts.schema)));
+    }
+    if facts.protocol != CONTROL_PROTOCOL {
+        let theirs = facts.protocol;
+        return Err(unfit(format!("it speaks another nixtail-control ({theirs}, here {CONTROL_PROTOCOL})")));
+    }
+    if facts.store_folder.trim_end_matches('/') != own_store_folder.trim_end_matches('/') {
+        let theirs = plain(&facts.store_folder);
+        return Err(unfit(format!(
+            "its store paths begin with {theirs}, ours with {own_store_folder}: neither could use what the other builds"
+        )));
     }
     Ok(facts)
 }
@@ -206,12 +275,47 @@ fn reason_in(words: &str) -> String {
     let mut lines = words.lines().map(str::trim).filter(|line| !line.is_empty());
     let error = lines.clone().find(|line| line.starts_with("error:"));
     let line = error.or_else(|| lines.next_back()).unwrap_or("nix-build failed without a word");
-    crate::report::plain(line).chars().take(300).collect()
+    plain(line).chars().take(300).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    fn facts() -> Facts {
+        Facts {
+            schema: FACTS_SCHEMA,
+            protocol: CONTROL_PROTOCOL,
+            login: "bob".into(),
+            system: "x86_64-linux".into(),
+            extra_platforms: vec![],
+            features: vec![],
+            cores: 4,
+            memory_bytes: 1,
+            free_disk_bytes: 1,
+            nix_version: "2.8.0".into(),
+            store_folder: "/nix/store".into(),
+            remote_store: None,
+            max_jobs: 0,
+            sandbox: true,
+        }
+    }
+
+    /// A builder that was met under this node key.
+    pub(in crate::coordinator) fn acquaintance(node_key: NodePublic) -> Acquaintance {
+        let machine = Machine {
+            store_uri: "ssh-ng://bob@b".into(),
+            systems: vec!["x86_64-linux".into()],
+            max_jobs: 2,
+            speed_factor: 1,
+            supported_features: vec![],
+            mandatory_features: vec![],
+            host_key: None,
+        };
+        let machine = machine.line().unwrap();
+        let (ssh_host, known_hosts) = (String::new(), String::new());
+        Acquaintance { node_key, facts: facts(), ssh_host, known_hosts, machine, host_keys: vec![] }
+    }
 
     #[test]
     fn the_reason_is_nixs_first_error() {
@@ -222,7 +326,39 @@ mod tests {
 
     #[test]
     fn facts_of_another_version_are_refused_with_words() {
-        assert!(matches!(read_facts("{}"), Err(Failure { stage: Stage::Facts, .. })));
-        assert!(matches!(read_facts("nonsense"), Err(Failure { stage: Stage::Facts, .. })));
+        let read = |facts: &Facts| read_facts(&serde_json::to_string(facts).unwrap(), "/nix/store");
+        let refused = |result: Result<Facts, Failure>, word: &str| {
+            let failure = result.unwrap_err();
+            assert!(failure.stage == Stage::Facts && failure.reason.contains(word), "{failure:?}");
+        };
+        refused(read_facts("{}", "/nix/store"), "unreadable");
+        refused(read_facts("nonsense", "/nix/store"), "unreadable");
+        assert_eq!(read(&facts()), Ok(facts()));
+        refused(read(&Facts { schema: FACTS_SCHEMA + 1, ..facts() }), "another version");
+        refused(read(&Facts { protocol: CONTROL_PROTOCOL + 1, ..facts() }), "another nixtail-control");
+        refused(read(&Facts { store_folder: "/elsewhere/store".into(), ..facts() }), "/elsewhere/store");
+        assert!(read_facts(&serde_json::to_string(&facts()).unwrap(), "/elsewhere").is_err());
+    }
+
+    #[test]
+    fn a_builder_says_how_many_builds_it_takes() {
+        for (max_jobs, cores, wanted) in [(8, 4, 8), (0, 4, 4), (1, 4, 2), (0, 1, 2)] {
+            assert_eq!(jobs(&Facts { max_jobs, cores, ..facts() }), wanted);
+        }
+    }
+
+    #[test]
+    fn a_claim_lasts_until_its_builder_is_stopped_or_gone() {
+        let claim = |key: u8| Claim { node_key: NodePublic::from_bytes([key; 32]), host_keys: vec![key.to_string()] };
+        let claims = Claims::default();
+        claims.add("a", claim(1));
+        claims.add("b", claim(2));
+        claims.keep(|key| *key == claim(1).node_key);
+        assert_eq!(claims.all().into_keys().collect::<Vec<_>>(), ["a"]);
+        claims.add("a", claim(3));
+        claims.forget("a", &claim(1));
+        assert_eq!(claims.all()["a"], claim(3), "the older builder's end isn't the newer one's");
+        claims.forget("a", &claim(3));
+        assert!(claims.all().is_empty());
     }
 }

@@ -75,7 +75,7 @@ impl Stage {
         let name = "coordinator";
         let place = Place::make(self.path(name), 0);
         let run_folder = self.path("run");
-        let args = self.coordinator_args(&place, &run_folder, builders, "60s");
+        let args = self.coordinator_args(&place, &run_folder, builders, "60s", &self.programs.nix_build);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let key = self.key(COORDINATOR);
         let process = Nixtail::start_in(name, self.headscale.url(), &key, name, &args, &place.environment());
@@ -83,24 +83,31 @@ impl Stage {
         Coordinator { process, place, run_folder, nix_build: self.programs.nix_build.clone(), expression }
     }
 
-    /// A coordinator that is to end by itself.
-    pub(crate) fn failing_coordinator(&self, builders: &[&str], wait: &str) -> Output {
+    /// A coordinator that is to end by itself; `nix_build` proves its builders.
+    pub(crate) fn failing_coordinator(&self, builders: &[&str], wait: &str, nix_build: &Path) -> Output {
         let place = Place::make(self.path("coordinator"), 0);
         let socket = self.path("coordinator.sock").display().to_string();
         let joining =
             ["coordinator", "--login-server", self.headscale.url(), "--hostname", "coordinator", "--socket", &socket];
         let mut command = place.command(&program());
-        command.args(joining).args(self.coordinator_args(&place, &self.path("run"), builders, wait));
+        command.args(joining).args(self.coordinator_args(&place, &self.path("run"), builders, wait, nix_build));
         run(command.env("TS_AUTHKEY", self.key(COORDINATOR)), 2 * PATIENCE)
     }
 
-    fn coordinator_args(&self, place: &Place, run_folder: &Path, builders: &[&str], wait: &str) -> Vec<String> {
+    fn coordinator_args(
+        &self,
+        place: &Place,
+        run_folder: &Path,
+        builders: &[&str],
+        wait: &str,
+        nix_build: &Path,
+    ) -> Vec<String> {
         let args = [
             ("--builders", builders.join(" ")),
             ("--mode", "own-store".to_owned()),
             ("--run-dir", run_folder.display().to_string()),
             ("--store", place.store().display().to_string()),
-            ("--nix-build", self.programs.nix_build.display().to_string()),
+            ("--nix-build", nix_build.display().to_string()),
             ("--wait", wait.to_owned()),
         ];
         args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
