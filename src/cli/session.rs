@@ -13,7 +13,7 @@ use super::join::JoinArgs;
 use super::nc::Target;
 use super::ping::Question;
 use crate::agent::{Agent, Config, JoinError, LEAVE_DEADLINE};
-use crate::local::{BoundSocket, Request, Routes, Server};
+use crate::local::{BoundSocket, Request, Routes, Server, SocketPath};
 use crate::report::{Exit, Failure, plain};
 
 /// How long calls of the local API that are being answered may take at the end.
@@ -62,16 +62,23 @@ pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result
     let config = join.config(credential)?;
     let bound = path.bind().map_err(|error| super::socket::refused(&error))?;
     let runtime = super::runtime()?;
-    let ended = runtime.block_on(live(config, bound, role));
+    let log = mode.detached.then_some(&path);
+    let ended = runtime.block_on(live(config, bound, role, log));
     // Nothing that a deadline gave up may keep the process.
     runtime.shutdown_timeout(Duration::from_millis(500));
-    if mode.detached && ended.is_ok() {
-        background::remove_log(&path);
+    if let (Some(log), Ok(())) = (log, &ended) {
+        background::remove_log(log);
     }
     ended
 }
 
-async fn live(mut config: Config, bound: BoundSocket, mut role: impl Role) -> Result<(), Failure> {
+/// `log` is the socket whose log goes when all went well.
+async fn live(
+    mut config: Config,
+    bound: BoundSocket,
+    mut role: impl Role,
+    log: Option<&SocketPath>,
+) -> Result<(), Failure> {
     let stop = stop_on_signals("leaving the tailnet")?;
     let begun = Instant::now();
     tokio::select! {
@@ -92,6 +99,10 @@ async fn live(mut config: Config, bound: BoundSocket, mut role: impl Role) -> Re
     let stopped = stop_in_time(&mut role, ROLE_DEADLINE).await;
     let left_well = agent.leave(LEAVE_DEADLINE).await.map_err(Failure::from);
     let ended_well = first_failure([stopped, left_well]);
+    if let (Some(log), Ok(()), Ok(())) = (log, &ended.result, &ended_well) {
+        // Whoever asked us to stop finds nothing of ours once they have the answer.
+        background::remove_log(log);
+    }
     left_sender.send_replace(Some(ended_well.clone()));
     if let Some(server) = ended.server {
         server.stop(CALLS_DEADLINE).await;
