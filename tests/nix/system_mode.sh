@@ -20,6 +20,8 @@ builders = @/etc/nix/machines
 C
 printf 'ssh-ng://mine x86_64-linux - 1 1 nothing nothing' >/etc/nix/machines
 cp /etc/nix/machines /run/machines.before
+chown 65534 /etc/nix/machines
+before=$(stat -c '%i %u %a' /etc/nix/machines)
 printf 'build-users-group =\nsubstituters =\nmax-jobs = 2\n' >/run/builder/nix.conf
 cat >/run/expression/default.nix <<'C'
 let tools = builtins.path { path = ./bb; name = "tools"; };
@@ -52,10 +54,17 @@ output=$(setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/nonexisten
   nix-build /run/expression --no-out-link)
 [ "$(cat "$output")" = built ]
 
+status=0
+nixtail coordinator --hostname second --socket /run/second/sock --builders system-builder --mode system 2>/run/second.err || status=$?
+[ "$status" = 78 ]
+grep -q 'another coordinator' /run/second.err
+grep -q '^ssh-ng://[a-z]*@system-builder ' /etc/nix/machines
+
 nixtail stop-nix-builders --socket /run/nixtail/sock
 wait "$builder"
 nixtail down --socket /run/nixtail/sock
 cmp /etc/nix/machines /run/machines.before
+[ "$(stat -c '%i %u %a' /etc/nix/machines)" = "$before" ]
 [ "$(ls -A /etc/nix)" = "$(printf 'machines\nnix.conf')" ]
 [ -z "$(ls -A /etc/ssh/ssh_config.d)" ]
 [ -z "$(ls -A /run/nixtail)" ]
