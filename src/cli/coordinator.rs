@@ -13,7 +13,7 @@ use crate::agent::{Agent, Config};
 use crate::coordinator::mode::{Layout, Mode};
 use crate::coordinator::{Board, Coordinator, CoordinatorError, Options};
 use crate::local::Routes;
-use crate::nix::daemon::DAEMON_SOCKET;
+use crate::nix::daemon::{DAEMON_SOCKET, on_path};
 use crate::report::{Exit, Failure, plain};
 
 /// Join the tailnet as a coordinator: wait for builders, prove each one, and tell Nix of them.
@@ -193,9 +193,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
 }
 
 fn find_nix_build() -> Result<PathBuf, Failure> {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&folders).map(|folder| folder.join("nix-build")).find(|path| path.is_file());
-    found.filter(|path| path.is_absolute()).ok_or_else(|| {
+    on_path("nix-build").ok_or_else(|| {
         Failure::new(Exit::Configuration, "nix-build isn't on PATH")
             .next("install Nix, or name it with --nix-build PATH")
     })

@@ -144,12 +144,7 @@ enum TryStep {
 #[derive(Clone)]
 pub struct Board {
     prover: Arc<Prover>,
-    shown: Arc<Mutex<Shown>>,
-}
-
-#[derive(Default)]
-struct Shown {
-    statuses: Vec<BuilderStatus>,
+    shown: Arc<Mutex<Vec<BuilderStatus>>>,
 }
 
 impl Coordinator {
@@ -363,7 +358,7 @@ impl Coordinator {
             }
         });
         let mut shown = self.board.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = Shown { statuses: statuses.collect() };
+        *shown = statuses.collect();
     }
 }
 
@@ -371,7 +366,7 @@ impl Board {
     /// Each wanted builder and how it stands.
     #[must_use]
     pub fn builders(&self) -> Vec<BuilderStatus> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).statuses.clone()
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Tells every claimed builder to end. Returns each one's name with what kept it from hearing, if anything did.

@@ -346,9 +346,7 @@ impl Stage {
 
 /// The absolute path of a program on `PATH`.
 fn find(program: &'static str) -> Result<PathBuf, DemoError> {
-    let folders = std::env::var_os("PATH").unwrap_or_default();
-    let found = std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|path| path.is_file());
-    found.filter(|path| path.is_absolute()).ok_or(DemoError::Missing { program })
+    crate::nix::daemon::on_path(program).ok_or(DemoError::Missing { program })
 }
 
 fn write_secret(path: &Path, secret: &Secret) -> Result<(), DemoError> {
