@@ -2,79 +2,38 @@
 //!
 //! When a builder is tried, and when the waiting is over, is decided in [`nixtail_proto::run::Builders`].
 
+mod board;
 pub mod borrowed;
+mod claims;
 pub mod mode;
+mod options;
 mod prove;
 pub mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::run::{Builders, Failure, Settled, Standing};
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
-use crate::builder::SSH_PORT;
-use crate::nix::config::{ConfigError, SshHost};
 use borrowed::PlaceError;
-use mode::{Layout, Mode, Told};
-use prove::{Acquaintance, Claims, Prover};
+use claims::Claims;
+use mode::{Layout, Told};
+use prove::{Acquaintance, Prover};
+
+pub use board::{Board, BuilderStatus};
+pub use options::Options;
 
 /// Nothing is due for so long that looking again is free.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// How long the builders may take to hear, at the end, that they shall end.
 const STOP_BUILDERS: Duration = Duration::from_secs(4);
-
-/// What a coordinator is made of.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// The builders' names in the tailnet.
-    pub builders: Vec<String>,
-    /// The user to log in as at each of them.
-    pub login: String,
-    /// How long to wait until all are ready.
-    pub wait: Duration,
-    /// How Nix is told.
-    pub mode: Mode,
-    /// Where the files are.
-    pub layout: Layout,
-    /// This program, which ssh starts.
-    pub nixtail: PathBuf,
-    /// The socket of this agent.
-    pub socket: PathBuf,
-    /// `nix-build`, for probes.
-    pub nix_build: PathBuf,
-    /// The store that Nix is used with, if it isn't the default one.
-    pub store: Option<String>,
-}
-
-impl Options {
-    /// Whether what is known before the login can stand in ssh's configuration at all.
-    ///
-    /// # Errors
-    /// The first path, name or login that can't.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        self.builders.iter().try_for_each(|name| self.ssh_host(name).block().map(drop))
-    }
-
-    fn ssh_host(&self, name: &str) -> SshHost {
-        SshHost {
-            alias: name.to_owned(),
-            node: name.to_owned(),
-            port: SSH_PORT,
-            user: self.login.clone(),
-            nixtail: self.nixtail.clone(),
-            socket: self.socket.clone(),
-            known_hosts: self.layout.known_hosts(),
-        }
-    }
-}
 
 /// Why a coordinator couldn't begin or go on.
 #[derive(Debug, thiserror::Error)]
@@ -91,21 +50,6 @@ pub enum CoordinatorError {
         /// Who, and why.
         missing: Vec<(String, Standing)>,
     },
-}
-
-/// How a builder stands, for people and scripts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct BuilderStatus {
-    /// Its name.
-    pub name: String,
-    /// In words: `ready`, or why not.
-    pub standing: String,
-    /// Whether Nix is told of it.
-    pub ready: bool,
-    /// Nix's name of its system, once known.
-    pub system: Option<String>,
-    /// Its processors, once known.
-    pub cores: Option<u32>,
 }
 
 /// A coordinator at work. [`Coordinator::work`] must be polled for anything to happen.
@@ -140,13 +84,6 @@ enum TryStep {
     Watched,
 }
 
-/// What others may see of a coordinator, and ask of its builders, while it works.
-#[derive(Clone)]
-pub struct Board {
-    prover: Arc<Prover>,
-    shown: Arc<Mutex<Vec<BuilderStatus>>>,
-}
-
 impl Coordinator {
     /// Takes over the places that it writes, and begins to look for builders.
     ///
@@ -165,7 +102,7 @@ impl Coordinator {
         // The first look must not wait for a change.
         netmap.mark_changed();
         Ok(Self {
-            board: Board { prover: Arc::clone(&prover), shown: Arc::default() },
+            board: Board::new(Arc::clone(&prover)),
             prover,
             wait,
             told: Some(told),
@@ -357,28 +294,7 @@ impl Coordinator {
                 cores: facts.map(|facts| facts.cores),
             }
         });
-        let mut shown = self.board.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        *shown = statuses.collect();
-    }
-}
-
-impl Board {
-    /// Each wanted builder and how it stands.
-    #[must_use]
-    pub fn builders(&self) -> Vec<BuilderStatus> {
-        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Tells every claimed builder to end. Returns each one's name with what kept it from hearing, if anything did.
-    pub async fn stop_builders(&self) -> Vec<(String, Result<(), String>)> {
-        let stops = self.prover.claims.all().into_iter().map(|(name, claim)| {
-            let prover = Arc::clone(&self.prover);
-            async move {
-                let stopped = prover.stop(&name, &claim).await;
-                (name, stopped.map_err(|failure| format!("{}: {}", failure.stage, failure.reason)))
-            }
-        });
-        futures::future::join_all(stops).await
+        self.board.show(statuses.collect());
     }
 }
 

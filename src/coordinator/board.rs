@@ -1,0 +1,57 @@
+//! What others may see of a coordinator, and ask of its builders, while it works.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::prove::Prover;
+
+/// How a builder stands, for people and scripts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BuilderStatus {
+    /// Its name.
+    pub name: String,
+    /// In words: `ready`, or why not.
+    pub standing: String,
+    /// Whether Nix is told of it.
+    pub ready: bool,
+    /// Nix's name of its system, once known.
+    pub system: Option<String>,
+    /// Its processors, once known.
+    pub cores: Option<u32>,
+}
+
+/// What others may see of a coordinator, and ask of its builders, while it works.
+#[derive(Clone)]
+pub struct Board {
+    prover: Arc<Prover>,
+    shown: Arc<Mutex<Vec<BuilderStatus>>>,
+}
+
+impl Board {
+    pub(super) fn new(prover: Arc<Prover>) -> Self {
+        Self { prover, shown: Arc::default() }
+    }
+
+    pub(super) fn show(&self, statuses: Vec<BuilderStatus>) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = statuses;
+    }
+
+    /// Each wanted builder and how it stands.
+    #[must_use]
+    pub fn builders(&self) -> Vec<BuilderStatus> {
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Tells every claimed builder to end. Returns each one's name with what kept it from hearing, if anything did.
+    pub async fn stop_builders(&self) -> Vec<(String, Result<(), String>)> {
+        let stops = self.prover.claims.all().into_iter().map(|(name, claim)| {
+            let prover = Arc::clone(&self.prover);
+            async move {
+                let stopped = prover.stop(&name, &claim).await;
+                (name, stopped.map_err(|failure| format!("{}: {}", failure.stage, failure.reason)))
+            }
+        });
+        futures::future::join_all(stops).await
+    }
+}
