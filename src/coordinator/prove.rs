@@ -259,6 +259,11 @@ pub(super) mod tests {
             remote_store: None,
             max_jobs: 0,
             sandbox: true,
+            trusted: Some(true),
+            speed: None,
+            memory_available_bytes: None,
+            store_on_disk: None,
+            run: None,
         }
     }
 

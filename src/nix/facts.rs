@@ -1,6 +1,5 @@
 //! What a builder is: read from its own Nix and its own machine, told to a coordinator as JSON.
 
-use std::path::Path;
 use std::time::Duration;
 
 use nixtail_proto::nix_command::CONTROL_PROTOCOL;
@@ -9,6 +8,7 @@ use serde_json::Value;
 use tokio::io::AsyncReadExt as _;
 
 use super::daemon::NixHost;
+use super::machine::{self, DiskError, Membership, Size};
 use super::spawn::{ChildSpec, GroupChild, SpawnError, TERMINATE_GRACE, exit_code};
 
 /// The version of [`Facts`]. A field that is added leaves it; one that goes or changes its meaning raises it.
@@ -21,7 +21,7 @@ const QUESTION_DEADLINE: Duration = Duration::from_secs(20);
 const MAX_ANSWER: u64 = 4 * 1024 * 1024;
 
 /// What a coordinator must know to offer a builder to its Nix.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Facts {
     /// [`FACTS_SCHEMA`].
     pub schema: u32,
@@ -51,6 +51,21 @@ pub struct Facts {
     pub max_jobs: u32,
     /// Whether builds are kept apart from the machine.
     pub sandbox: bool,
+    /// Whether Nix trusts the login user, without which a coordinator's inputs are refused; `None` is unknown.
+    #[serde(default)]
+    pub trusted: Option<bool>,
+    /// The speed of one processor, about 1.0 on a usual cloud machine: see [`machine::speed`].
+    #[serde(default)]
+    pub speed: Option<f64>,
+    /// Bytes of memory that new work can have without swapping.
+    #[serde(default)]
+    pub memory_available_bytes: Option<u64>,
+    /// Where the store is on this machine's disk, as a path of this machine.
+    #[serde(default)]
+    pub store_on_disk: Option<String>,
+    /// The run that this builder was given with `--run`: only coordinators of the same run claim it.
+    #[serde(default)]
+    pub run: Option<String>,
 }
 
 /// Why a builder doesn't know itself. All of these are this machine's doing.
@@ -85,13 +100,8 @@ pub enum FactsError {
         reason: String,
     },
     /// The system said no.
-    #[error("can't look at the disk of {path}: {source}")]
-    Disk {
-        /// Where.
-        path: String,
-        /// What the system said.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    Disk(#[from] DiskError),
 }
 
 impl Facts {
@@ -110,6 +120,7 @@ impl Facts {
             super::daemon::StoreConfig::Chroot { root } => root.clone(),
             _ => store_folder.clone(),
         };
+        let size = Size::of(&Membership::own());
         let mut features = settings.features;
         features.retain(|feature| feature != "kvm" || kvm_opens());
         Ok(Self {
@@ -119,15 +130,19 @@ impl Facts {
             system: settings.system,
             extra_platforms: settings.extra_platforms,
             features,
-            cores: std::thread::available_parallelism()
-                .map_or(1, |cores| u32::try_from(cores.get()).unwrap_or(u32::MAX)),
-            memory_bytes: memory_bytes(),
-            free_disk_bytes: free_disk(&on_disk)?,
+            cores: size.cores,
+            memory_bytes: size.memory_bytes,
+            free_disk_bytes: machine::free_disk(&on_disk)?,
             nix_version: version_number(&version),
             store_folder: store_folder.display().to_string(),
             remote_store: host.store.published(),
             max_jobs: settings.max_jobs,
             sandbox: settings.sandbox,
+            trusted: None,
+            speed: tokio::task::spawn_blocking(machine::speed).await.ok(),
+            memory_available_bytes: Some(machine::now(&on_disk).memory_available_bytes),
+            store_on_disk: Some(on_disk.display().to_string()),
+            run: None,
         })
     }
 }
@@ -208,19 +223,6 @@ fn kvm_opens() -> bool {
     std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_ok()
 }
 
-fn memory_bytes() -> u64 {
-    let info = rustix::system::sysinfo();
-    u64::from(info.mem_unit) * info.totalram
-}
-
-/// Free bytes for this user at `path`, or at the nearest folder above that exists.
-fn free_disk(path: &Path) -> Result<u64, FactsError> {
-    let existing = path.ancestors().find(|folder| folder.exists()).unwrap_or_else(|| Path::new("/"));
-    let found = rustix::fs::statvfs(existing)
-        .map_err(|error| FactsError::Disk { path: existing.display().to_string(), source: error.into() })?;
-    Ok(found.f_bavail.saturating_mul(found.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,11 +251,6 @@ mod tests {
         assert_eq!(version_number("nix (Nix) 2.8.0\n"), "2.8.0");
         assert_eq!(version_number("nix (Determinate Nix 3.1) 2.28.1"), "2.28.1");
         assert_eq!(version_number(""), "unknown");
-    }
-
-    #[test]
-    fn free_disk_is_that_of_the_nearest_folder() {
-        assert!(free_disk(Path::new("/tmp/there/is/none")).unwrap() > 0);
     }
 
     #[tokio::test]

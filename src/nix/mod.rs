@@ -3,5 +3,6 @@
 pub mod config;
 pub mod daemon;
 pub mod facts;
+pub mod machine;
 pub mod machines;
 pub mod spawn;
