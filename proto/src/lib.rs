@@ -12,6 +12,7 @@
 
 pub mod control;
 pub mod derp;
+pub mod direct;
 pub mod disco;
 pub mod filter;
 pub mod key;
