@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test bench lint peers clean-cache
+.PHONY: demo test test-long bench lint peers clean-cache
 
 # A Nix build on two builders through our own tunnel, on this machine alone.
 demo:
@@ -17,6 +17,14 @@ test:
 	eval "$$environment"
 	scripts/peers >/dev/null
 	scripts/test
+
+# What takes minutes: other versions of Nix (as root), whole machines against each other.
+test-long:
+	@environment=$$(scripts/needs test-long)
+	eval "$$environment"
+	scripts/peers >/dev/null
+	scripts/nix-roots >/dev/null || echo "test-long: goes on without; what needs those versions of Nix is skipped" >&2
+	scripts/test-long
 
 bench:
 	@environment=$$(scripts/needs lint)

@@ -76,6 +76,14 @@ fn a_key_on_the_command_line_warns_and_is_never_shown() {
 }
 
 #[test]
+fn without_certificate_authorities_https_is_told_at_once_and_plain_http_is_tried() {
+    let none = [("TS_AUTHKEY", "tskey-auth-a"), ("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")];
+    ended(&Shell::new().run(&["up", "--login-server", "https://127.0.0.1:1"], &none), 78, "ca-certificates");
+    let args = ["up", "--login-server", "http://127.0.0.1:1", "--timeout", "1"];
+    ended(&Shell::new().run(&args, &none), 69, "127.0.0.1:1 can't be reached");
+}
+
+#[test]
 fn a_background_process_that_fails_hands_its_words_and_its_code_to_its_parent() {
     let shell = Shell::new();
     let args = ["up", "--background", "--login-server", "http://127.0.0.1:1", "--timeout", "1"];

@@ -39,6 +39,16 @@ pub enum ControlError {
         /// How long it was waited for.
         after: Duration,
     },
+    /// This system knows no certificate authority, so nobody's certificate can be checked.
+    #[error(
+        "control at {server} can't be checked: {source}; install the ca-certificates package, or name a file of them in SSL_CERT_FILE"
+    )]
+    NoAuthorities {
+        /// Which server.
+        server: String,
+        /// What reading them gave.
+        source: rustls::Error,
+    },
     /// What answers isn't a control server, or a broken one.
     #[error("{server} doesn't answer like a control server: {why}; check that the URL is the one of the login server")]
     Protocol {
@@ -89,10 +99,10 @@ impl ControlError {
             || matches!(self, Self::Answer(AnswerError::Refused { .. }))
     }
 
-    /// Whether the user's own words are at fault.
+    /// Whether the user's own words or machine are at fault.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Url { .. })
+        matches!(self, Self::Url { .. } | Self::NoAuthorities { .. })
     }
 
     pub(super) fn protocol(server: &str, why: impl std::fmt::Display) -> Self {

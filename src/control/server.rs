@@ -1,6 +1,7 @@
 //! The control server: its URL and its key.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use nixtail_proto::key::MachinePublic;
@@ -10,7 +11,7 @@ use reqwest::redirect::Policy;
 use serde::Deserialize;
 
 use super::ControlError;
-use crate::net::tls;
+use crate::net::tls::{self, Trust};
 
 /// How long control may take to tell its key.
 const KEY_TIMEOUT: Duration = Duration::from_secs(15);
@@ -61,15 +62,21 @@ impl Server {
     /// Asks control for its key, over TLS that is verified, or over plain HTTP if that is what the user named.
     pub(super) async fn fetch_key(&self) -> Result<MachinePublic, ControlError> {
         tls::install_provider();
+        let server = self.authority();
         let mut client = reqwest::Client::builder()
             .timeout(KEY_TIMEOUT)
             .https_only(self.is_https)
             .redirect(Policy::limited(MAX_REDIRECTS));
+        client = match tls::client_config(Trust::System) {
+            Ok(config) => client.tls_backend_preconfigured(Arc::unwrap_or_clone(config)),
+            // A machine without authorities, such as a bare container, can log in where no TLS is spoken.
+            Err(_) if !self.is_https => client.tls_certs_only([]),
+            Err(source) => return Err(ControlError::NoAuthorities { server, source }),
+        };
         // A proxy of the outside world doesn't know our loopback.
         if self.bare_host() == "localhost" || self.bare_host().parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
             client = client.no_proxy();
         }
-        let server = self.authority();
         let network = |error: reqwest::Error| {
             let what = "asking for its key";
             if error.is_timeout() {

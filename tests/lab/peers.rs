@@ -19,6 +19,14 @@ pub fn require_on_path(name: &str) -> Option<PathBuf> {
     found(path, name, "scripts/needs test")
 }
 
+/// A root with another Nix, as `scripts/nix-roots` made it from Debian's `suite`, in `$NIXTAIL_NIX_ROOTS` or `.cache/nix-roots`;
+/// else as [`require`].
+pub fn require_nix_root(suite: &str) -> Option<PathBuf> {
+    let path = cached("NIXTAIL_NIX_ROOTS", ".cache/nix-roots").join(suite);
+    let is_whole = path.join(".nixtail-key").is_file();
+    found(is_whole.then_some(path), &format!("the Nix of Debian's {suite}"), "scripts/nix-roots")
+}
+
 fn found(path: Option<PathBuf>, name: &str, remedy: &str) -> Option<PathBuf> {
     if path.is_some() {
         return path;
@@ -26,8 +34,7 @@ fn found(path: Option<PathBuf>, name: &str, remedy: &str) -> Option<PathBuf> {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     assert!(
         env::var_os("NIXTAIL_REQUIRE_PEERS").is_none_or(|value| value != "1"),
-        "{test} needs {name}, which is neither in {} nor on PATH: {remedy}",
-        folder().display()
+        "{test} needs {name}, which is neither in our own folders nor on PATH: {remedy}"
     );
     skipped(&test, name, remedy);
     None
@@ -55,6 +62,10 @@ pub fn require_all<const N: usize>(names: [&str; N]) -> Option<[PathBuf; N]> {
 }
 
 fn folder() -> PathBuf {
-    env::var_os("NIXTAIL_PEERS")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(".cache/peers"), PathBuf::from)
+    cached("NIXTAIL_PEERS", ".cache/peers")
+}
+
+/// The folder that `variable` names, or its usual place in this tree.
+fn cached(variable: &str, usual: &str) -> PathBuf {
+    env::var_os(variable).map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join(usual), PathBuf::from)
 }

@@ -81,15 +81,22 @@ impl Place {
     }
 }
 
-/// Writes an expression into `folder` that has these attributes, new to every store by `salt`:
-/// `top` (seven derivations in three levels), `failing` (two lines, then exit code 7), `slow` (30 s).
+/// Writes [`derivations`] into `folder`, with the busybox that they need.
 pub(crate) fn write_derivations(folder: &Path, programs: &Programs, salt: &str) -> PathBuf {
-    // A folder: busybox takes the applet from its own name, and "<hash>-busybox" is none.
     let tools = folder.join("tools");
     fs::create_dir_all(&tools).expect("make a folder");
     fs::copy(&programs.busybox, tools.join("busybox")).expect("copy busybox");
     let file = folder.join("derivations.nix");
-    let text = format!(
+    fs::write(&file, derivations(&tools, salt)).expect("write an expression");
+    file
+}
+
+/// An expression that has these attributes, new to every store by `salt`: `top` (seven derivations in three levels),
+/// `failing` (its last words, then exit code 7), `slow` (30 s), `ticking` (a line a second, three of them).
+///
+/// `tools` is a folder with a static `busybox` in it. (Busybox takes the applet from its own name, and `<hash>-busybox` is none.)
+pub(crate) fn derivations(tools: &Path, salt: &str) -> String {
+    format!(
         r#"let
   tools = builtins.path {{ path = /. + "{tools}"; name = "test-tools"; }};
   run = name: inputs: script: derivation {{
@@ -110,12 +117,11 @@ in {{
   top = run "top" [ (middle "left" [ 1 2 ]) (middle "right" [ 4 8 ]) ] "echo total $total > $out";
   failing = run "failing" [ ] "echo the last words of $name; $busybox sleep 0.2; exit 7";
   slow = run "slow" [ ] "echo slow has begun in {salt}; $busybox sleep 30; echo done > $out";
+  ticking = run "ticking" [ ] "for n in 1 2 3; do echo tick $n; $busybox sleep 1; done; echo done > $out";
 }}
 "#,
         tools = tools.display(),
-    );
-    fs::write(&file, text).expect("write an expression");
-    file
+    )
 }
 
 /// How many derivations `top` of [`write_derivations`] has.

@@ -1,0 +1,12 @@
+//! Whole machines against each other, each with a Nix, users and files of its own: versions of Nix, multi-user and rootless
+//! pairs, builders that die, freeze or never answer. Nodes are namespaces (see `lab::nixnode`); only root can make them.
+#![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
+
+mod lab;
+#[path = "nix/nix_at_hand.rs"]
+#[allow(dead_code, reason = "this test takes its derivations only")]
+mod nix_at_hand;
+#[path = "nix_nodes/stage.rs"]
+mod stage;
+#[path = "nix_nodes/versions.rs"]
+mod versions;
