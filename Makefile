@@ -26,10 +26,13 @@ test-long:
 	scripts/nix-roots >/dev/null || echo "test-long: goes on without; what needs those versions of Nix is skipped" >&2
 	scripts/test-long
 
+# The hot path alone, then Nix over nixtail beside sshd and tailscaled (as root; says what it leaves out). 15 minutes.
 bench:
-	@environment=$$(scripts/needs lint)
+	@environment=$$(scripts/needs bench)
 	eval "$$environment"
-	cargo run --release --locked --package nixtail-bench
+	! command -v go >/dev/null || scripts/peers >/dev/null
+	cargo build --release --locked --package nixtail --package nixtail-bench
+	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(BENCH)
 
 lint:
 	@environment=$$(scripts/needs lint)

@@ -1,66 +1,46 @@
-//! Micro benches of the hot path: what the state machines of `nixtail-proto` cost, without sockets, kernel and runtime.
+//! What nixtail costs: its hot path alone, and Nix over it beside Nix over others.
 //!
-//! What the whole thing moves through real sockets, `nixtail bench` measures.
+//! What the tunnel moves through real sockets, `nixtail bench` measures.
 
-mod measure;
-mod netmap;
-mod packets;
-mod stream;
+#[cfg(target_os = "linux")]
+mod link;
+mod micro;
+#[cfg(target_os = "linux")]
+mod nix;
+#[cfg(target_os = "linux")]
+mod stage;
 
 use std::error::Error;
-use std::io::Write as _;
 
-use measure::ROUNDS;
+use clap::Parser as _;
 
-/// How much is measured in one round.
-#[derive(Debug, Clone, Copy)]
-struct Size {
-    /// Bytes of the TCP stream.
-    stream: u64,
-    /// Calls of what takes nanoseconds.
-    packets: u32,
-    /// Calls of what takes microseconds.
-    seals: u32,
-    /// Calls of what takes milliseconds.
-    netmaps: u32,
+/// Measures nixtail. Without a command: all of it.
+#[derive(clap::Parser)]
+#[command(name = "nixtail-bench")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
 }
 
-const OPTIMISED: Size = Size { stream: 256 << 20, packets: 1_000_000, seals: 20_000, netmaps: 10 };
-/// Code that isn't optimised shall end within a minute, too.
-const UNOPTIMISED: Size = Size { stream: 32 << 20, packets: 50_000, seals: 2_000, netmaps: 2 };
+#[derive(clap::Subcommand)]
+enum Command {
+    /// The state machines alone: no socket, no kernel, no runtime. Under a minute.
+    Micro,
+    #[cfg(target_os = "linux")]
+    Nix(nix::Args),
+}
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let size = if cfg!(debug_assertions) { UNOPTIMISED } else { OPTIMISED };
-    let mut out = std::io::stdout().lock();
-    writeln!(
-        out,
-        "What nixtail-proto costs in one thread, all in memory: medians of {ROUNDS} rounds.\n\
-         Compare figures of one machine with each other, before and after a change: the ratios count, not the values."
-    )?;
-    if cfg!(debug_assertions) {
-        writeln!(out, "This build isn't optimised: use `cargo run -p nixtail-bench --release`.")?;
-    }
-    writeln!(out)?;
-    for measurement in [stream::measure, packets::measure, netmap::measure] {
-        for row in measurement(size)? {
-            writeln!(out, "{row}")?;
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_measurement_measures() {
-        let tiny = Size { stream: 1 << 20, packets: 10, seals: 10, netmaps: 1 };
-        let all = [stream::measure, packets::measure, netmap::measure];
-        let rows: Vec<measure::Row> = all.iter().flat_map(|measurement| measurement(tiny).unwrap()).collect();
-        assert!(rows.len() >= 6);
-        for row in rows {
-            assert!(row.value.is_none_or(|value| value.is_finite() && value >= 0.0), "{row}");
+    let arguments = Arguments::parse();
+    match arguments.command {
+        Some(Command::Micro) => micro::run(),
+        #[cfg(target_os = "linux")]
+        Some(Command::Nix(args)) => nix::run(&args),
+        None => {
+            micro::run()?;
+            #[cfg(target_os = "linux")]
+            nix::run(&nix::Args::default())?;
+            Ok(())
         }
     }
 }

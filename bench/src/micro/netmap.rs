@@ -7,8 +7,8 @@ use std::hint::black_box;
 use nixtail_proto::control::MapSession;
 use nixtail_proto::tailcfg::Timestamp;
 
-use crate::Size;
-use crate::measure::{Row, per_call};
+use super::Size;
+use super::measure::{Row, per_call};
 
 const PEERS: u32 = 1000;
 const CLOCK: Timestamp = Timestamp::from_unix(1_800_000_000);

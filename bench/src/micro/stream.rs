@@ -13,8 +13,8 @@ use nixtail_proto::tailcfg::{self, EndpointType, FilterRule, NetPortRange, PortR
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use crate::Size;
-use crate::measure::{Row, median, rounds};
+use super::Size;
+use super::measure::{Row, median, rounds};
 
 const PORT: u16 = 5201;
 /// Longer than a handshake or a round can take, short enough that a hang is an error.

@@ -12,8 +12,8 @@ use nixtail_proto::tailcfg::{FilterRule, NetPortRange, PortRange};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
-use crate::Size;
-use crate::measure::{Row, per_call};
+use super::Size;
+use super::measure::{Row, per_call};
 
 /// Rules in the filter; the last one is that which lets the packet in.
 const RULES: u16 = 100;
