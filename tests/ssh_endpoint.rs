@@ -16,12 +16,12 @@ use nixtail::nix::daemon::{NixHost, NixPrograms, StoreConfig};
 use nixtail::nix::facts::Facts;
 use nixtail::nix::spawn::ChildSpec;
 use nixtail::ssh::{
-    AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, HostKey,
-    Limits, Peer, SshError,
+    AdmissionControl, AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint,
+    EndpointConfig, HostKey, Limits, Peer, SshError,
 };
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::nix_command::ControlRequest;
-use nixtail_proto::ssh_policy::{PrincipalFacts, evaluate};
+use nixtail_proto::ssh_policy::{AdmissionEnd, PrincipalFacts, Rejection, evaluate};
 use nixtail_proto::tailcfg::{SshAction, SshPolicy, SshPrincipal, SshRule};
 use tokio::net::TcpListener;
 use tokio::process::Command;
@@ -36,7 +36,7 @@ type Policy = Arc<Mutex<Option<SshPolicy>>>;
 struct Server {
     port: u16,
     folder: tempfile::TempDir,
-    endpoint: Arc<Endpoint>,
+    admission: Arc<AdmissionControl>,
     policy: Policy,
     reports: mpsc::UnboundedReceiver<Result<ConnectionReport, SshError>>,
     cancel: CancellationToken,
@@ -79,17 +79,17 @@ async fn serve(policy: Option<SshPolicy>, commands: AllowedCommands) -> Server {
     let port = listener.local_addr().unwrap().port();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("known_hosts"), format!("builder {}\n", host_key.public_line())).unwrap();
+    let admission = AdmissionControl::new("builder", Arc::new(authorizer));
     let endpoint = Endpoint::new(EndpointConfig {
         host_key,
-        login: "builder".into(),
-        authorizer: Arc::new(authorizer),
+        admission: Arc::clone(&admission),
         commands,
         control: Arc::new(Verbs),
         limits: Limits::default(),
     });
     let (sender, reports) = mpsc::unbounded_channel();
     let cancel = CancellationToken::new();
-    let (serving, cancelled) = (Arc::clone(&endpoint), cancel.clone());
+    let (serving, cancelled) = (endpoint, cancel.clone());
     tokio::spawn(async move {
         while let Ok((stream, source)) = listener.accept().await {
             stream.set_nodelay(true).unwrap();
@@ -101,7 +101,7 @@ async fn serve(policy: Option<SshPolicy>, commands: AllowedCommands) -> Server {
             });
         }
     });
-    Server { port, folder, endpoint, policy, reports, cancel }
+    Server { port, folder, admission, policy, reports, cancel }
 }
 
 impl Server {
@@ -377,16 +377,16 @@ async fn a_policy_change_ends_what_it_no_longer_allows() {
     let mut server = serve(allow(|_| {}), commands(shell(&mark))).await;
     let client = server.ssh(&[], DAEMON).spawn().unwrap();
     eventually("no child", || !processes(&mark).is_empty()).await;
-    server.endpoint.policy_changed();
+    server.admission.policy_changed();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!processes(&mark).is_empty(), "what is still allowed goes on");
 
     *server.policy.lock().unwrap() = None;
-    server.endpoint.policy_changed();
+    server.admission.policy_changed();
     let (code, _, err) = text(&within(SECONDS_20, client.wait_with_output()).await.unwrap());
     assert_eq!(code, 255);
     assert!(err.contains("Access revoked."), "{err}");
-    assert_eq!(server.report().await.end, ConnectionEnd::Revoked);
+    assert_eq!(server.report().await.end, ConnectionEnd::Disallowed(AdmissionEnd::Revoked(Rejection::NoPolicy)));
     assert_eq!(processes(&mark), Vec::<PathBuf>::new());
 }
 
@@ -395,7 +395,7 @@ async fn duration_and_cancel_end_a_session_with_words() {
     let second = allow(|rule| rule.action.as_mut().unwrap().session_duration = 1_000_000_000);
     let mut server = serve(second, commands(shell("sleep 30"))).await;
     let (code, _, err) = server.run(&[], DAEMON).await;
-    assert_eq!((code, server.report().await.end), (255, ConnectionEnd::DurationOver));
+    assert_eq!((code, server.report().await.end), (255, ConnectionEnd::Disallowed(AdmissionEnd::DurationOver)));
     assert!(err.contains("Session timeout"), "{err}");
 
     let mut server = serve(allow(|_| {}), commands(shell("echo here; sleep 30"))).await;

@@ -21,7 +21,7 @@ use crate::agent::{Agent, ListenError, Listener, Stream};
 use crate::nix::daemon::NixHost;
 use crate::nix::facts::Facts;
 use crate::report::plain;
-use crate::ssh::{AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
+use crate::ssh::{AdmissionControl, AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
 use listening::Listening;
 use places::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_NODE, Places};
 use verbs::Verbs;
@@ -52,6 +52,7 @@ pub struct Options {
 pub struct Builder {
     agent: Agent,
     verbs: Arc<Verbs>,
+    admission: Arc<AdmissionControl>,
     endpoint: Arc<Endpoint>,
     connections: TaskTracker,
     accepting: CancellationToken,
@@ -66,10 +67,11 @@ impl Builder {
     pub async fn start(agent: &Agent, options: Options) -> Result<Self, ListenError> {
         let verbs = Arc::new(Verbs::new(options.facts, options.idle_timeout));
         let netmap = agent.netmap();
+        let authorizer = move |peer: &Peer, user: &str| authorize(&netmap, peer, user);
+        let admission = AdmissionControl::new(options.login, Arc::new(authorizer));
         let endpoint = Endpoint::new(EndpointConfig {
             host_key: options.host_key,
-            login: options.login,
-            authorizer: Arc::new(move |peer: &Peer, user: &str| authorize(&netmap, peer, user)),
+            admission: Arc::clone(&admission),
             commands: AllowedCommands {
                 daemon: options.nix.daemon(),
                 serve: options.nix.serve(),
@@ -82,6 +84,7 @@ impl Builder {
         let builder = Self {
             agent: agent.clone(),
             verbs,
+            admission,
             endpoint,
             connections: TaskTracker::new(),
             accepting: CancellationToken::new(),
@@ -115,7 +118,7 @@ impl Builder {
                         // The agent is ending, and this builder with it.
                         std::future::pending::<()>().await;
                     }
-                    self.endpoint.policy_changed();
+                    self.admission.policy_changed();
                     self.look_for_claimer(&netmap);
                 }
                 () = listening.due(), if self.verbs.claimer().is_some() => {

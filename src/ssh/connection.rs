@@ -3,17 +3,17 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nixtail_proto::nix_command::Shown;
-use nixtail_proto::ssh_policy::{Acceptance, Decision, Rejection};
+use nixtail_proto::ssh_policy::{Acceptance, Rejection};
 use russh::server::Msg;
 use russh::{ChannelId, ChannelWriteHalf};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint, Peer};
+use super::admission::{Admission, Peer};
+use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint};
 use super::flow::{Gate, InputQueue, QUEUE_WINDOWS, TRICKLE_SLACK, WindowExceeded, WindowShare, Windows, lock};
 use super::session::SessionParts;
 
@@ -25,7 +25,7 @@ const PASSWORD_SUFFIX: &str = "+password";
 
 pub(crate) struct Connection {
     pub(crate) endpoint: Arc<Endpoint>,
-    pub(crate) peer: Peer,
+    pub(crate) admission: Arc<Admission>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) windows: Mutex<Windows<ChannelId>>,
     channels: Mutex<HashMap<ChannelId, OpenChannel>>,
@@ -35,7 +35,6 @@ pub(crate) struct Connection {
     pub(crate) abort: CancellationToken,
     pub(crate) tasks: TaskTracker,
     pub(crate) counters: Counters,
-    login: watch::Sender<Option<Login>>,
     end: watch::Sender<Option<ConnectionEnd>>,
 }
 
@@ -56,20 +55,14 @@ pub(crate) struct Counters {
     pub(crate) highest_queued: AtomicUsize,
 }
 
-#[derive(Debug, Clone)]
-struct Login {
-    user: String,
-    session_duration: Option<Duration>,
-    expires: Option<i64>,
-}
-
 impl Connection {
     pub(crate) fn new(endpoint: Arc<Endpoint>, peer: Peer) -> Self {
         let abort = CancellationToken::new();
         let windows = Mutex::new(Windows::new(endpoint.config.limits.window));
+        let admission = endpoint.config.admission.begin(peer);
         Self {
             endpoint,
-            peer,
+            admission,
             gate: Arc::default(),
             windows,
             channels: Mutex::default(),
@@ -77,47 +70,30 @@ impl Connection {
             abort,
             tasks: TaskTracker::new(),
             counters: Counters::default(),
-            login: watch::Sender::new(None),
             end: watch::Sender::new(None),
         }
     }
 
-    /// What the policy of this moment says about `user`; the words of a refusal are for the client.
-    pub(crate) fn decide(&self, user: &str) -> Result<Acceptance, Rejection> {
-        let config = &self.endpoint.config;
-        match config.authorizer.authorize(&self.peer, policy_user(user)) {
-            Decision::Reject(rejection) => Err(rejection),
-            Decision::Accept(acceptance) if acceptance.local_user != config.login => Err(Rejection::Refused(format!(
-                "this node's endpoint runs commands only as {}; log in as that user",
-                config.login
-            ))),
-            Decision::Accept(acceptance) => Ok(acceptance),
-        }
+    /// Who is at the other end.
+    pub(crate) fn peer(&self) -> &Peer {
+        self.admission.peer()
     }
 
-    /// `user` is let in.
-    pub(crate) fn logged_in(&self, user: &str, acceptance: &Acceptance) {
-        let (session_duration, expires) = (acceptance.session_duration, acceptance.expires);
-        self.login.send_replace(Some(Login { user: user.to_owned(), session_duration, expires }));
+    /// What the policy of this moment says about `user`; the words of a refusal are for the client.
+    pub(crate) fn decide(&self, user: &str) -> Result<Acceptance, Rejection> {
+        self.admission.decide(policy_user(user))
+    }
+
+    /// Lets `user` in, if the policy of this moment does.
+    pub(crate) fn log_in(&self, user: &str) -> Result<Acceptance, Rejection> {
+        self.admission.log_in(policy_user(user))
     }
 
     /// Whether a channel may open, or run something, at this moment: somebody is logged in, the policy still lets them
     /// in, and nothing has ended the connection. A client that russh was told to accept only to send it the words of a
     /// refusal is not logged in.
     pub(crate) fn may_run(&self) -> bool {
-        let logged_in = self.login.borrow().is_some();
-        logged_in && self.chosen_end().is_none() && self.check_policy()
-    }
-
-    /// Looks at the policy again for who is logged in, if anybody is, and ends the connection if it says no. For changes
-    /// of the policy; what a client may do is for [`Connection::may_run`] to say.
-    pub(crate) fn check_policy(&self) -> bool {
-        let login = self.login.borrow().clone();
-        let allowed = login.is_none_or(|login| self.decide(&login.user).is_ok());
-        if !allowed {
-            self.end(ConnectionEnd::Revoked);
-        }
-        allowed
+        self.chosen_end().is_none() && self.admission.check()
     }
 
     /// Ends the connection; the first reason counts.
@@ -221,44 +197,18 @@ impl Connection {
     }
 
     async fn wait_for_limits(&self) -> ConnectionEnd {
-        let mut logins = self.login.subscribe();
         let grace = self.endpoint.config.limits.login_grace;
-        let login = match tokio::time::timeout(grace, logins.wait_for(Option::is_some)).await {
-            Err(_) => return ConnectionEnd::LoginTimeout,
-            Ok(login) => login.ok().and_then(|login| login.clone()),
-        };
-        let Some(Login { user, session_duration, mut expires }) = login else {
-            return std::future::pending().await;
-        };
-        let duration = async {
-            match session_duration {
-                Some(duration) => tokio::time::sleep(duration).await,
-                None => std::future::pending().await,
-            }
-        };
-        let expiry = async {
-            while let Some(at) = expires {
-                // The rule counts through its last second.
-                let left = u64::try_from(at.saturating_add(1).saturating_sub(unix_now())).unwrap_or(0);
-                tokio::time::sleep(Duration::from_secs(left.max(1))).await;
-                match self.decide(&user) {
-                    Err(_) => return,
-                    Ok(acceptance) => expires = acceptance.expires,
-                }
-            }
-            std::future::pending::<()>().await;
-        };
-        tokio::select! {
-            () = duration => ConnectionEnd::DurationOver,
-            () = expiry => ConnectionEnd::Revoked,
+        if tokio::time::timeout(grace, self.admission.logged_in()).await.is_err() {
+            return ConnectionEnd::LoginTimeout;
         }
+        ConnectionEnd::Disallowed(self.admission.ended().await)
     }
 
     pub(crate) fn report(&self, end: ConnectionEnd) -> ConnectionReport {
         let counters = &self.counters;
         ConnectionReport {
             end,
-            user: self.login.borrow().as_ref().map(|login| Shown::new(&login.user).to_string()),
+            user: self.admission.user().map(|user| Shown::new(&user).to_string()),
             commands_run: counters.commands_run.load(Ordering::Relaxed),
             commands_refused: counters.commands_refused.load(Ordering::Relaxed),
             bytes_in: counters.bytes_in.load(Ordering::Relaxed),
@@ -277,8 +227,4 @@ fn policy_user(user: &str) -> &str {
 /// Whether the client wants to be asked for a password, any of which will do.
 pub(crate) fn wants_password(user: &str) -> bool {
     user.ends_with(PASSWORD_SUFFIX)
-}
-
-fn unix_now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

@@ -2,20 +2,19 @@
 
 use std::borrow::Cow;
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
-use nixtail_proto::key::NodePublic;
 use nixtail_proto::nix_command::ControlRequest;
-use nixtail_proto::ssh_policy::{Decision, PrincipalFacts};
+use nixtail_proto::ssh_policy::AdmissionEnd;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{AdmissionControl, Peer};
 use super::connection::Connection;
-use super::flow::{WindowBudget, lock};
+use super::flow::WindowBudget;
 use super::gated_stream::GatedStream;
 use super::handler::ConnectionHandler;
 use super::host_key::HostKey;
@@ -47,31 +46,6 @@ const CLOSE_GRACE: Duration = Duration::from_secs(2);
 
 /// Messages between a session's pumps and russh: 64 KiB each at most.
 const OUTPUT_MESSAGES: usize = 32;
-
-/// Who the peer is, as the tunnel and the netmap have it.
-#[derive(Debug, Clone)]
-pub struct Peer {
-    /// The node key of the WireGuard session that the stream came through.
-    pub node_key: NodePublic,
-    /// The node's name, for people.
-    pub name: String,
-    /// What the SSH policy asks about.
-    pub facts: PrincipalFacts,
-    /// Where the stream comes from, inside the tunnel.
-    pub source: SocketAddr,
-}
-
-/// Says whether a peer may log in: the netmap's SSH policy of this moment. Must not block.
-pub trait Authorizer: Send + Sync {
-    /// May `peer` log in as `user`?
-    fn authorize(&self, peer: &Peer, user: &str) -> Decision;
-}
-
-impl<F: Fn(&Peer, &str) -> Decision + Send + Sync> Authorizer for F {
-    fn authorize(&self, peer: &Peer, user: &str) -> Decision {
-        self(peer, user)
-    }
-}
 
 /// Answers nixtail's own control verbs.
 pub trait ControlVerbs: Send + Sync {
@@ -124,11 +98,8 @@ impl Default for Limits {
 pub struct EndpointConfig {
     /// Its key.
     pub host_key: HostKey,
-    /// The local user that this process stands for. The policy must map the user asked for to this one: the endpoint
-    /// never changes its uid.
-    pub login: String,
-    /// The policy.
-    pub authorizer: Arc<dyn Authorizer>,
+    /// Who may come in, and as whom.
+    pub admission: Arc<AdmissionControl>,
     /// What may be run.
     pub commands: AllowedCommands,
     /// Answers `nixtail-control`.
@@ -157,10 +128,8 @@ pub enum ConnectionEnd {
     Client,
     /// The policy refused the peer; the words that it was told.
     Refused(String),
-    /// A policy change, or a rule's expiry.
-    Revoked,
-    /// The rule's session duration is over.
-    DurationOver,
+    /// The policy allows it no longer.
+    Disallowed(AdmissionEnd),
     /// The client didn't log in in time.
     LoginTimeout,
     /// The caller ended it.
@@ -169,14 +138,13 @@ pub enum ConnectionEnd {
 
 impl ConnectionEnd {
     /// What the client is told.
-    pub(crate) fn farewell(&self) -> &str {
+    pub(crate) fn farewell(&self) -> Cow<'_, str> {
         match self {
-            Self::Client => "bye",
-            Self::Refused(reason) => reason,
-            Self::Revoked => "Access revoked.",
-            Self::DurationOver => "Session timeout: the tailnet policy limits how long a session may last.",
-            Self::LoginTimeout => "login took too long",
-            Self::Cancelled => "this node is leaving",
+            Self::Client => "bye".into(),
+            Self::Refused(reason) => reason.into(),
+            Self::Disallowed(end) => end.to_string().into(),
+            Self::LoginTimeout => "login took too long".into(),
+            Self::Cancelled => "this node is leaving".into(),
         }
     }
 }
@@ -207,7 +175,6 @@ pub struct Endpoint {
     pub(crate) config: EndpointConfig,
     pub(crate) budget: Arc<WindowBudget>,
     russh: Arc<russh::server::Config>,
-    live: Mutex<Vec<Weak<Connection>>>,
 }
 
 impl Endpoint {
@@ -215,7 +182,7 @@ impl Endpoint {
     pub fn new(config: EndpointConfig) -> Arc<Self> {
         let russh = Arc::new(russh_config(&config));
         let budget = WindowBudget::new(config.limits.window_budget);
-        Arc::new(Self { config, budget, russh, live: Mutex::default() })
+        Arc::new(Self { config, budget, russh })
     }
 
     /// Serves one connection until it ends; when this returns, no child of it is left. `cancel` ends it with a farewell.
@@ -233,7 +200,6 @@ impl Endpoint {
         let connection = Arc::new(Connection::new(Arc::clone(self), peer));
         // Whatever way this function is left, children and the russh task end.
         let _abort = connection.abort.clone().drop_guard();
-        self.register(&connection);
 
         let stream = GatedStream::new(stream, Arc::clone(&connection.gate), connection.abort.clone());
         let handler = ConnectionHandler::new(Arc::clone(&connection));
@@ -249,7 +215,7 @@ impl Endpoint {
             end = &mut end => {
                 connection.end_sessions();
                 let farewell = async {
-                    let text = end.farewell().to_owned();
+                    let text = end.farewell().into_owned();
                     let _ = handle.disconnect(russh::Disconnect::ByApplication, text, "en".into()).await;
                     let _ = (&mut running).await;
                 };
@@ -271,20 +237,6 @@ impl Endpoint {
             Err(SshError::Protocol(error)) if is_disconnection(&error) => Ok(connection.report(ConnectionEnd::Client)),
             Err(error) => Err(error),
         }
-    }
-
-    /// The policy changed: ends what it no longer allows.
-    pub fn policy_changed(&self) {
-        let live: Vec<Arc<Connection>> = lock(&self.live).iter().filter_map(Weak::upgrade).collect();
-        for connection in live {
-            connection.check_policy();
-        }
-    }
-
-    fn register(&self, connection: &Arc<Connection>) {
-        let mut live = lock(&self.live);
-        live.retain(|connection| connection.strong_count() > 0);
-        live.push(Arc::downgrade(connection));
     }
 }
 

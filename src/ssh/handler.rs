@@ -33,18 +33,19 @@ impl ConnectionHandler {
     /// in for as long as it takes to send a disconnect message with the reason: nothing of it is handled after that.
     /// OpenSSH shows either and exits with 255, without asking for a password.
     fn authenticate(&mut self, user: &str, password_given: bool) -> Auth {
-        let rejection = match self.connection.decide(user) {
+        let decision = match self.connection.decide(user) {
             Ok(_) if wants_password(user) && !password_given => {
                 let password = MethodSet::from([MethodKind::Password].as_slice());
                 return Auth::Reject { proceed_with_methods: Some(password), partial_success: true };
             }
-            Ok(acceptance) => {
-                self.connection.logged_in(user, &acceptance);
-                return Auth::Accept;
-            }
+            Ok(_) => self.connection.log_in(user),
+            Err(rejection) => Err(rejection),
+        };
+        let rejection = match decision {
+            Ok(_) => return Auth::Accept,
             Err(rejection) => rejection.to_string(),
         };
-        tracing::info!(peer = %self.connection.peer.name, user = %Shown::new(user), %rejection, "SSH login refused");
+        tracing::info!(peer = %self.connection.peer().name, user = %Shown::new(user), %rejection, "SSH login refused");
         if self.told {
             self.connection.end(ConnectionEnd::Refused(rejection));
             return Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false };
@@ -73,7 +74,7 @@ impl ConnectionHandler {
             }
             Err(refusal) => {
                 connection.counters.commands_refused.fetch_add(1, Ordering::Relaxed);
-                tracing::info!(peer = %connection.peer.name, %refusal, "SSH command refused");
+                tracing::info!(peer = %connection.peer().name, %refusal, "SSH command refused");
                 Work::Refused(refusal)
             }
         };
@@ -86,7 +87,7 @@ impl Handler for ConnectionHandler {
     type Error = SshError;
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, SshError> {
-        let login = self.connection.endpoint.config.login.clone();
+        let login = self.connection.endpoint.config.admission.login().to_owned();
         match self.connection.decide(&login) {
             Ok(acceptance) if acceptance.message.is_empty() => Ok(None),
             Ok(acceptance) => Ok(Some(format!("{}\r\n", acceptance.message))),

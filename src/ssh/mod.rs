@@ -1,7 +1,7 @@
 //! The SSH endpoint: what listens on port 22 inside the tunnel, and runs one short list of commands.
 //!
 //! Who the peer is, the tunnel has settled before a byte comes here (the node key of its WireGuard session); whether it
-//! may log in, the netmap's SSH policy says ([`Authorizer`]); what it may run, [`nixtail_proto::nix_command`]. No
+//! may log in, the netmap's SSH policy says ([`AdmissionControl`]); what it may run, [`nixtail_proto::nix_command`]. No
 //! credential is looked at, no shell is started, and there is no pty, no forwarding, no sftp and no environment.
 //!
 //! ```text
@@ -11,6 +11,7 @@
 //! child's stdout, stderr ── pump (waits for the client's window) ── russh ── stream
 //! ```
 
+mod admission;
 mod connection;
 mod endpoint;
 mod flow;
@@ -19,8 +20,9 @@ mod handler;
 mod host_key;
 mod session;
 
+pub use admission::{Admission, AdmissionControl, Authorizer, Peer};
 pub use endpoint::{
-    AllowedCommands, Authorizer, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig,
-    Limits, Peer, SshError,
+    AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint, EndpointConfig, Limits,
+    SshError,
 };
 pub use host_key::{HostKey, HostKeyError};

@@ -105,7 +105,7 @@ async fn send(parts: &SessionParts, extended: Option<u32>, data: Bytes) -> Optio
 }
 
 async fn answer_control(parts: &SessionParts, request: ControlRequest) -> Option<u32> {
-    let answer = parts.connection.endpoint.config.control.answer(&parts.connection.peer, request);
+    let answer = parts.connection.endpoint.config.control.answer(parts.connection.peer(), request);
     let reply = parts.cancel.run_until_cancelled(answer).await?;
     send(parts, None, reply.stdout.into()).await?;
     send(parts, Some(STDERR), reply.stderr.into()).await?;

@@ -3,8 +3,12 @@
 //! The rules are those of `tailscale/tailscale` `ssh/tailssh/tailssh.go` (`evalSSHPolicy`, `matchRule`). Where Go would
 //! hold the connection until somebody agrees, or record it, nixtail can do neither, and refuses.
 
+mod admission;
+
 use std::net::IpAddr;
 use std::time::Duration;
+
+pub use admission::{Admission, AdmissionEnd, as_local_user};
 
 use crate::tailcfg::{SshAction, SshPolicy, SshPrincipal, SshRule};
 
@@ -60,6 +64,12 @@ pub enum Rejection {
     /// Rules match the peer, but none the user asked for.
     #[error("tailnet policy does not permit you to SSH as this user; ask for a user that an `ssh` rule lists")]
     NoUser,
+    /// The policy maps the user asked for to another one than this endpoint's, which is given.
+    #[error(
+        "this node's endpoint runs commands only as {0}, and the tailnet policy maps the user asked for to another one; \
+         log in as {0}"
+    )]
+    OtherLocalUser(String),
     /// A rule refuses.
     #[error("tailnet policy refuses this connection{}", suffix(.0))]
     Refused(String),

@@ -2,11 +2,11 @@ use std::sync::atomic::AtomicBool;
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::nix_command::ControlRequest;
-use nixtail_proto::ssh_policy::PrincipalFacts;
+use nixtail_proto::ssh_policy::{Decision, PrincipalFacts};
 
 use super::*;
 use crate::nix::spawn::ChildSpec;
-use crate::ssh::{AllowedCommands, ControlReply, ControlVerbs, EndpointConfig, HostKey, Limits};
+use crate::ssh::{AdmissionControl, AllowedCommands, ControlReply, ControlVerbs, EndpointConfig, HostKey, Limits};
 
 struct NoVerbs;
 
@@ -24,17 +24,17 @@ impl ControlVerbs for NoVerbs {
 fn connection() -> (Connection, Arc<AtomicBool>) {
     let allowed = Arc::new(AtomicBool::new(true));
     let policy = Arc::clone(&allowed);
+    let authorizer = move |_: &Peer, user: &str| {
+        if policy.load(Ordering::Relaxed) {
+            Decision::Accept(acceptance(user))
+        } else {
+            Decision::Reject(Rejection::NoUser)
+        }
+    };
     let nothing = || ChildSpec::new("/nonexistent", [""; 0]);
     let endpoint = Endpoint::new(EndpointConfig {
         host_key: HostKey::generate(&mut rand::rng()).unwrap(),
-        login: "builder".to_owned(),
-        authorizer: Arc::new(move |_: &Peer, user: &str| {
-            if policy.load(Ordering::Relaxed) {
-                Decision::Accept(acceptance(user))
-            } else {
-                Decision::Reject(Rejection::NoUser)
-            }
-        }),
+        admission: AdmissionControl::new("builder", Arc::new(authorizer)),
         commands: AllowedCommands { daemon: nothing(), serve: nothing(), published_store: None },
         control: Arc::new(NoVerbs),
         limits: Limits::default(),
@@ -56,28 +56,17 @@ fn acceptance(user: &str) -> Acceptance {
 fn nothing_runs_for_who_is_not_logged_in() {
     let (connection, _) = connection();
     assert!(!connection.may_run());
-    // A change of the policy doesn't end a connection that is about to log in.
-    assert!(connection.check_policy());
-    assert_eq!(connection.chosen_end(), None);
-    connection.logged_in("builder", &acceptance("builder"));
+    assert!(connection.log_in("other").is_err());
+    assert!(!connection.may_run());
+    // The suffix that asks to be asked for a password is no part of the name.
+    connection.log_in("builder+password").unwrap();
     assert!(connection.may_run());
 }
 
 #[test]
 fn nothing_runs_once_the_connection_is_to_end() {
     let (connection, _) = connection();
-    connection.logged_in("builder", &acceptance("builder"));
+    connection.log_in("builder").unwrap();
     connection.end(ConnectionEnd::Refused("no".to_owned()));
-    assert!(!connection.may_run());
-}
-
-#[test]
-fn nothing_runs_after_the_policy_changed_its_mind() {
-    let (connection, allowed) = connection();
-    connection.logged_in("builder", &acceptance("builder"));
-    allowed.store(false, Ordering::Relaxed);
-    assert!(!connection.may_run());
-    assert_eq!(connection.chosen_end(), Some(ConnectionEnd::Revoked));
-    allowed.store(true, Ordering::Relaxed);
     assert!(!connection.may_run());
 }
