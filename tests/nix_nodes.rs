@@ -6,6 +6,8 @@ mod lab;
 #[path = "nix/nix_at_hand.rs"]
 #[allow(dead_code, reason = "this test takes its derivations only")]
 mod nix_at_hand;
+#[path = "nix_nodes/pairs.rs"]
+mod pairs;
 #[path = "nix_nodes/stage.rs"]
 mod stage;
 #[path = "nix_nodes/versions.rs"]

@@ -12,7 +12,7 @@ use crate::lab::headscale::{Headscale, KeyTerms, USER};
 use crate::lab::nixnode::{NixNode, NodeProcess, Root, User};
 use crate::lab::process::run;
 use crate::lab::{PATIENCE, peers, wait_for};
-use crate::nix_at_hand::derivations;
+use crate::nix_at_hand::{DERIVATIONS, TOP, derivations};
 
 const BUILDER: &str = "tag:nix-ci-builder";
 const COORDINATOR: &str = "tag:nix-ci-coordinator";
@@ -24,6 +24,9 @@ pub(crate) const BUILD: Duration = Duration::from_secs(120);
 
 /// A single-user Nix that asks nobody for what it could substitute.
 pub(crate) const SINGLE_USER: &str = "build-users-group =\nsubstituters =\n";
+
+/// A multi-user Nix; add who is trusted beside root.
+pub(crate) const MULTI_USER: &str = "build-users-group = nixbld\nsubstituters =\n";
 
 /// A tailnet with the README's policy, and a folder for its nodes.
 ///
@@ -55,15 +58,36 @@ impl Stage {
 
     /// `nixtail builder` in `node` as `user`, ready to be claimed.
     pub(crate) fn builder(&self, node: &NixNode, user: User, name: &str, more: &[&str]) -> NodeProcess {
-        let mut builder = self.unready_builder(node, user, name, more);
+        self.builder_in(node, user, name, more, &[])
+    }
+
+    /// As [`Self::builder`], with more in its environment.
+    pub(crate) fn builder_in(
+        &self,
+        node: &NixNode,
+        user: User,
+        name: &str,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> NodeProcess {
+        let mut builder = self.unready_builder(node, user, name, more, environment);
         builder.wait_for_line("ready ", READY);
         builder
     }
 
-    /// As [`Self::builder`], but it may fail.
-    pub(crate) fn unready_builder(&self, node: &NixNode, user: User, name: &str, more: &[&str]) -> NodeProcess {
+    /// As [`Self::builder_in`], but it may fail.
+    pub(crate) fn unready_builder(
+        &self,
+        node: &NixNode,
+        user: User,
+        name: &str,
+        more: &[&str],
+        environment: &[(&str, &str)],
+    ) -> NodeProcess {
         let words = ["nixtail", "builder", "-vv", "--login-server", self.headscale.url(), "--hostname", name];
-        node.start_process(user, words.into_iter().chain(more.iter().copied()), &[("TS_AUTHKEY", &self.key(BUILDER))])
+        let key = self.key(BUILDER);
+        let environment = [environment, &[("TS_AUTHKEY", key.as_str())]].concat();
+        node.start_process(user, words.into_iter().chain(more.iter().copied()), &environment)
     }
 
     /// `nixtail coordinator` in `node` as `user`, with every one of `builders` proved.
@@ -74,14 +98,28 @@ impl Stage {
         builders: &[&str],
         more: &[&str],
     ) -> Coordinator<'n> {
+        self.coordinator_in(node, user, builders, more, &[])
+    }
+
+    /// As [`Self::coordinator`], with more in its environment and in that of those who use it.
+    pub(crate) fn coordinator_in<'n>(
+        &self,
+        node: &'n NixNode,
+        user: User,
+        builders: &[&str],
+        more: &[&str],
+        environment: &[(&'n str, &'n str)],
+    ) -> Coordinator<'n> {
         let builders = builders.join(" ");
         let words = ["nixtail", "coordinator", "-vv", "--login-server", self.headscale.url()];
         let words = words.into_iter().chain(["--hostname", "coordinator", "--builders", &builders]);
         let words = words.chain(more.iter().copied());
-        let mut process = node.start_process(user, words, &[("TS_AUTHKEY", &self.key(COORDINATOR))]);
+        let key = self.key(COORDINATOR);
+        let with_key = [environment, &[("TS_AUTHKEY", key.as_str())]].concat();
+        let mut process = node.start_process(user, words, &with_key);
         let ready = process.wait_for_line("ready ", READY);
         let env = ready.split_once("tell Nix with: . ").map(|(_, env)| env.to_owned());
-        Coordinator { process, node, user, env }
+        Coordinator { process, node, client: user, env, environment: environment.to_vec() }
     }
 
     /// Writes the expression of these tests into the user's home, new to every store by `salt`.
@@ -109,9 +147,11 @@ fn readme_policy() -> String {
 pub(crate) struct Coordinator<'n> {
     pub(crate) process: NodeProcess,
     node: &'n NixNode,
-    user: User,
+    /// Who uses Nix; the coordinator's own user unless another is put here.
+    pub(crate) client: User,
     /// What a shell reads to tell its Nix of the builders; `None` in system mode.
     env: Option<String>,
+    environment: Vec<(&'n str, &'n str)>,
 }
 
 /// What a command said, and what came of it.
@@ -124,12 +164,12 @@ pub(crate) struct Said {
 impl Coordinator<'_> {
     /// A command as a user types it who did as the ready line says.
     pub(crate) fn command<'a>(&'a self, words: impl IntoIterator<Item = &'a str>) -> Command {
-        self.node.command(self.user, self.words(words), &[])
+        self.node.command(self.client, self.words(words), &self.environment)
     }
 
     /// As [`Self::command`], as a process that goes on beside the test.
     pub(crate) fn start<'a>(&'a self, words: impl IntoIterator<Item = &'a str>) -> NodeProcess {
-        self.node.start_process(self.user, self.words(words), &[])
+        self.node.start_process(self.client, self.words(words), &self.environment)
     }
 
     fn words<'a>(&'a self, words: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
@@ -143,13 +183,23 @@ impl Coordinator<'_> {
         Said::of(run(&mut self.command(words.into_iter().chain(more.iter().copied())), BUILD))
     }
 
+    /// Builds `top` and sees that builders did all of it, and did it right; `store` is where the user's Nix keeps its paths,
+    /// if that isn't `/`.
+    pub(crate) fn builds_top(&self, more: &[&str], store: &str) {
+        let built = self.build("top", more);
+        assert_eq!(built.code, Some(0), "{}", built.stderr);
+        assert_eq!(built.count_sent(), DERIVATIONS, "{}", built.stderr);
+        let output = Path::new(store).join(built.stdout.trim().trim_start_matches('/'));
+        assert_eq!(fs::read_to_string(self.node.path(output)).unwrap(), TOP);
+    }
+
     /// The first column of the machines file: how Nix reaches each builder.
     pub(crate) fn store_uris(&self) -> Vec<String> {
         let file = match &self.env {
             Some(env) => Path::new(env).with_file_name("machines"),
             None => PathBuf::from("/etc/nix/machines"),
         };
-        let lines = self.node.run_ok(self.user, ["cat", &file.display().to_string()]);
+        let lines = self.node.run_ok(self.client, ["cat", &file.display().to_string()]);
         lines.lines().filter_map(|line| line.split_whitespace().next()).map(str::to_owned).collect()
     }
 
