@@ -12,7 +12,7 @@ use super::session::{self, Background, Role};
 use crate::agent::{Agent, Config};
 use crate::coordinator::mode::{Layout, Mode};
 use crate::coordinator::{Board, Coordinator, CoordinatorError, Options};
-use crate::local::Routes;
+use crate::local::{Request, Routes};
 use crate::nix::daemon::{DAEMON_SOCKET, on_path};
 use crate::report::{Exit, Failure, plain};
 
@@ -65,6 +65,13 @@ pub(super) struct StoppedBuilder {
     pub(super) name: String,
     /// Why it couldn't be told.
     pub(super) error: Option<String>,
+}
+
+/// What `POST /ended-builds` is asked with.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct EndedAfter {
+    /// The number of the last build that the asker knows of; 0 asks for all.
+    pub(super) after: u64,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -202,8 +209,24 @@ fn find_nix_build() -> Result<PathBuf, Failure> {
 fn add_routes(routes: &mut Routes, board: &Board) {
     let shown = board.clone();
     routes.add(Method::GET, "/builders", move |_| {
-        let builders = shown.builders();
-        async move { Ok(serde_json::json!({ "builders": builders })) }
+        let board = shown.clone();
+        async move { Ok(serde_json::json!({ "builders": board.status().await.builders })) }
+    });
+    // In place of the one that every node has: the same, and the builders.
+    let shown = board.clone();
+    routes.add(Method::GET, "/status", move |_| {
+        let board = shown.clone();
+        async move { Ok(board.status().await) }
+    });
+    let shown = board.clone();
+    routes.add(Method::POST, "/ended-builds", move |request: Request| {
+        let board = shown.clone();
+        async move { Ok(board.ended_after(request.json::<EndedAfter>()?.after)) }
+    });
+    let shown = board.clone();
+    routes.add(Method::GET, "/summary", move |_| {
+        let board = shown.clone();
+        async move { Ok(board.summary().await) }
     });
     let board = board.clone();
     routes.add(Method::POST, "/stop-builders", move |_| {

@@ -18,6 +18,7 @@ mod session;
 mod socket;
 mod status;
 mod stop_builders;
+mod summary;
 mod up;
 mod version;
 
@@ -47,6 +48,7 @@ enum Command {
     #[command(alias = "stop-nix-builders")]
     StopBuilders(stop_builders::Args),
     Status(status::Args),
+    Summary(summary::Args),
     Ping(ping::Args),
     Nc(nc::Args),
     Ip(ip::Args),
@@ -69,6 +71,7 @@ pub fn main() -> ExitCode {
         Command::Coordinator(args) => coordinator::run(&args),
         Command::StopBuilders(args) => stop_builders::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Summary(args) => summary::run(&args),
         Command::Ping(args) => ping::run(&args),
         Command::Nc(args) => nc::run(&args),
         Command::Ip(args) => ip::run(&args),

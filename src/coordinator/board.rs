@@ -1,10 +1,14 @@
 //! What others may see of a coordinator, and ask of its builders, while it works.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
+use nixtail_proto::run::BuilderFacts;
 use serde::{Deserialize, Serialize};
 
+use super::chronicle::Chronicle;
 use super::prove::Prover;
+use crate::agent::Agent;
 
 /// How a builder stands, for people and scripts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,15 +30,41 @@ pub struct BuilderStatus {
 pub struct Board {
     prover: Arc<Prover>,
     shown: Arc<Mutex<Vec<BuilderStatus>>>,
+    chronicle: Chronicle,
 }
 
 impl Board {
     pub(super) fn new(prover: Arc<Prover>) -> Self {
-        Self { prover, shown: Arc::default() }
+        Self { prover, shown: Arc::default(), chronicle: Chronicle::begin(Instant::now()) }
+    }
+
+    /// What is remembered of the run: to be told of builds and errors, and asked about them.
+    #[must_use]
+    pub fn chronicle(&self) -> &Chronicle {
+        &self.chronicle
+    }
+
+    pub(super) fn agent(&self) -> &Agent {
+        &self.prover.agent
     }
 
     pub(super) fn show(&self, statuses: Vec<BuilderStatus>) {
+        self.remember(&statuses);
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = statuses;
+    }
+
+    /// Whoever becomes ready or is ready no more is so from now on, unless somebody who knew better said so before.
+    fn remember(&self, statuses: &[BuilderStatus]) {
+        let now = Instant::now();
+        for status in statuses {
+            match (status.ready, &status.system, status.cores) {
+                (true, Some(system), Some(cores)) => {
+                    let facts = BuilderFacts { system: system.clone(), cores };
+                    self.chronicle.record(|record| record.handle_ready(now, &status.name, &facts));
+                }
+                _ => self.chronicle.handle_gone(now, &status.name, &status.standing),
+            }
+        }
     }
 
     /// Each wanted builder and how it stands.

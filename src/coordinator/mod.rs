@@ -4,10 +4,12 @@
 
 mod board;
 pub mod borrowed;
+mod chronicle;
 mod claims;
 pub mod mode;
 mod options;
 mod prove;
+mod status;
 pub mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,7 +29,9 @@ use mode::{Layout, Told};
 use prove::{Acquaintance, Prover};
 
 pub use board::{Board, BuilderStatus};
+pub use chronicle::Chronicle;
 pub use options::Options;
+pub use status::{BuilderView, CoordinatorStatus, EndedBuilds, Live, RunningBuild};
 
 /// Nothing is due for so long that looking again is free.
 const LOOK_AGAIN: Duration = Duration::from_secs(3600);
@@ -140,8 +144,15 @@ impl Coordinator {
     /// # Errors
     /// When a file can't be written.
     pub async fn work(&mut self) -> Result<(), CoordinatorError> {
-        loop {
-            self.step().await?;
+        let board = self.board();
+        let steps = async {
+            loop {
+                self.step().await?;
+            }
+        };
+        tokio::select! {
+            ended = steps => ended,
+            never = board.follow_paths() => match never {},
         }
     }
 

@@ -1,7 +1,11 @@
-//! How things are told to people: failures, and untrusted text made harmless.
+//! How things are told to people: failures, untrusted text made harmless, tables, and the summary of a run.
 
 mod failure;
+pub mod summary;
+pub mod table;
+pub mod terminal;
 mod text;
+pub mod words;
 
 pub use failure::{Exit, Failure};
-pub use text::plain;
+pub use text::{markdown, plain};

@@ -22,6 +22,25 @@ pub fn plain(text: &str) -> String {
     shown
 }
 
+/// Makes untrusted text fit for Markdown: [`plain`], and nothing in it is markup, a link or a column's end.
+pub fn markdown(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in plain(text).chars() {
+        match character {
+            // GitHub looks for mentions after the Markdown is read; an empty comment parts the name from the sign.
+            '@' => escaped.push_str("@<!-- -->"),
+            // A backslash before any ASCII punctuation is that character (CommonMark 0.31, 2.4).
+            '\\' | '`' | '*' | '_' | '{' | '}' | '[' | ']' | '<' | '>' | '#' | '+' | '!' | '|' | '~' | '&' | ':'
+            | '$' | '^' => {
+                escaped.push('\\');
+                escaped.push(character);
+            }
+            character => escaped.push(character),
+        }
+    }
+    escaped
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -29,6 +48,12 @@ mod tests {
     #[test]
     fn escape_sequences_and_reordering_are_taken_out() {
         assert_eq!(plain("a\u{1b}[31mb\r\nc\u{202e}d\u{9b}e"), "a[31mb cde");
+    }
+
+    #[test]
+    fn markup_is_shown_and_does_nothing() {
+        assert_eq!(markdown("a | <b> [x](http://y) *z* `q`"), r"a \| \<b\> \[x\](http\://y) \*z\* \`q\`");
+        assert_eq!(markdown("x\n# @root"), r"x \# @<!-- -->root");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub struct Record {
     began: Instant,
     builders: BTreeMap<String, BuilderRecord>,
     spans: VecDeque<Span>,
+    /// How many builds have ended.
+    ended: u64,
     dropped_spans: u64,
     dropped_builders: u64,
 }
@@ -51,6 +53,8 @@ pub enum Outcome {
 /// One ended build.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Span {
+    /// The builds that have ended, counted from 1 on: the order in which they did.
+    pub number: u64,
     /// Who built it.
     pub builder: String,
     /// The lowest number that no other build of this builder had at that time; a timeline's row.
@@ -137,7 +141,14 @@ impl Record {
     /// An empty record that begins now.
     #[must_use]
     pub fn new(now: Instant) -> Self {
-        Self { began: now, builders: BTreeMap::new(), spans: VecDeque::new(), dropped_spans: 0, dropped_builders: 0 }
+        Self {
+            began: now,
+            builders: BTreeMap::new(),
+            spans: VecDeque::new(),
+            ended: 0,
+            dropped_spans: 0,
+            dropped_builders: 0,
+        }
     }
 
     /// `builder` is ready, with these facts. Said again of one that is, it changes only the facts.
@@ -207,6 +218,12 @@ impl Record {
         self.spans.iter()
     }
 
+    /// How many builds have ended: the number of the last [`Span`].
+    #[must_use]
+    pub fn ended(&self) -> u64 {
+        self.ended
+    }
+
     /// How many ended builds were counted and aren't kept one by one.
     #[must_use]
     pub fn dropped_spans(&self) -> u64 {
@@ -247,7 +264,9 @@ impl Record {
     fn keep(&mut self, builder: &str, running: Running, now: Instant, outcome: Outcome) {
         let Running { slot, derivation, started } = running;
         let builder = builder.to_owned();
-        self.spans.push_back(Span { builder, slot, derivation, started, ended: now.max(started), outcome });
+        self.ended += 1;
+        let number = self.ended;
+        self.spans.push_back(Span { number, builder, slot, derivation, started, ended: now.max(started), outcome });
         if self.spans.len() > MAX_SPANS {
             self.dropped_spans += 1;
             let weight = |span: &Span| (span.outcome != Outcome::Built, span.length());

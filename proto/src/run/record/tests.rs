@@ -42,6 +42,7 @@ fn times_and_counts_of_two_builds_that_overlap() {
     assert_eq!((tally.started, tally.running, tally.built, tally.failed, tally.lost), (2, 0, 1, 1, 0));
     let spans: Vec<_> = record.spans().map(|span| (span.derivation.as_str(), span.slot, span.length())).collect();
     assert_eq!(spans, [("hello-2.12", 0, 3 * SECOND), ("second", 1, 4 * SECOND)]);
+    assert_eq!((record.ended(), record.spans().map(|span| span.number).collect()), (2, vec![1, 2]));
 }
 
 #[test]

@@ -1,0 +1,46 @@
+//! A node and its peers, a line each.
+
+use crate::agent::{Path, Peer, Status};
+use crate::report::plain;
+use crate::report::words::{bytes, round_trip};
+
+/// This node first, then its peers by name.
+pub(super) fn lines(status: &Status) -> Vec<String> {
+    let own = &status.own;
+    let mut lines = vec![row(&plain(&own.name), &address(&own.addresses), "this node", &home(own.home_region))];
+    for peer in &status.peers {
+        lines.push(row(&plain(&peer.name), &address(&peer.addresses), online(peer), &path(peer)));
+    }
+    lines
+}
+
+/// The first of a node's addresses.
+pub(super) fn address(addresses: &[std::net::IpAddr]) -> String {
+    addresses.first().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Where a node is reached by relay.
+pub(super) fn home(region: Option<u16>) -> String {
+    region.map_or_else(|| "no home relay".to_owned(), |region| format!("home: DERP region {region}"))
+}
+
+/// Whether control sees a peer.
+pub(super) fn online(peer: &Peer) -> &'static str {
+    match peer.online {
+        Some(true) => "online",
+        Some(false) => "offline",
+        None => "-",
+    }
+}
+
+/// The path to a peer, how long it takes, and what went over it.
+pub(super) fn path(peer: &Peer) -> String {
+    let rtt = peer.rtt_ms.filter(|_| peer.path != Path::None).map(|rtt| format!(", {}", round_trip(rtt)));
+    let traffic = (peer.bytes_sent + peer.bytes_received > 0)
+        .then(|| format!(", sent {}, received {}", bytes(peer.bytes_sent), bytes(peer.bytes_received)));
+    format!("{}{}{}", peer.path, rtt.unwrap_or_default(), traffic.unwrap_or_default())
+}
+
+fn row(name: &str, address: &str, online: &str, path: &str) -> String {
+    format!("{address:<16} {name:<30} {online:<10} {path}")
+}

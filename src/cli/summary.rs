@@ -1,0 +1,48 @@
+//! `nixtail summary`: what came of a coordinator's run until now.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::socket::SocketArgs;
+use super::{print, print_json};
+use crate::report::summary::{self, Summary};
+use crate::report::terminal::Terminal;
+use crate::report::{Exit, Failure};
+
+/// The agent answers from memory.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Show what came of this coordinator's run until now: who built how much, who waited, what failed.
+#[derive(clap::Args)]
+pub(super) struct Args {
+    /// Write Markdown with a Mermaid chart, as GitHub shows it: `>> "$GITHUB_STEP_SUMMARY"`.
+    #[arg(long, conflicts_with_all = ["json", "svg"])]
+    markdown: bool,
+    /// Write the timeline as an SVG picture to this file; `-` is stdout.
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    svg: Option<PathBuf>,
+    /// Print JSON; its keys are stable under one `schema` number.
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    socket: SocketArgs,
+}
+
+pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let answer: serde_json::Value = args.socket.client()?.get("/summary", DEADLINE)?;
+    if args.json {
+        // As the agent says it: keys that this version doesn't know pass through.
+        return print_json(&answer);
+    }
+    let read: Summary = serde_json::from_value(answer).map_err(|error| {
+        Failure::new(Exit::General, format!("the agent's summary can't be read: {error}"))
+            .next("agent and command are of different versions; --json shows what it says")
+    })?;
+    match &args.svg {
+        Some(file) if file.as_os_str() == "-" => print(&summary::svg(&read).trim_end()),
+        Some(file) => std::fs::write(file, summary::svg(&read))
+            .map_err(|error| Failure::new(Exit::General, format!("{}: {error}", file.display()))),
+        None if args.markdown => print(&summary::markdown(&read).trim_end()),
+        None => summary::lines(&read, &Terminal::of(std::io::stdout())).iter().try_for_each(|line| print(line)),
+    }
+}
