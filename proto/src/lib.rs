@@ -32,3 +32,4 @@ pub mod stack;
 pub mod stun;
 pub mod tailcfg;
 pub mod tunnel;
+pub mod worker;
