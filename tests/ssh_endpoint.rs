@@ -84,6 +84,7 @@ async fn serve(policy: Option<SshPolicy>, commands: AllowedCommands) -> Server {
         host_key,
         admission: Arc::clone(&admission),
         commands,
+        sessions: Default::default(),
         control: Arc::new(Verbs),
         limits: Limits::default(),
     });

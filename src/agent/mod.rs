@@ -177,6 +177,13 @@ impl Agent {
         listening.map(|streams| Listener::new(port, streams)).map_err(|source| ListenError::Port { port, source })
     }
 
+    /// Ends all streams with a peer at once, in either direction: whoever reads or writes one gets an error, and the peer a
+    /// reset if it can hear it. For a peer that was found dead or frozen, long before TCP finds it.
+    pub async fn reset_streams(&self, peer: &NodePublic) {
+        // Where the dataplane runs no more, there are no streams.
+        self.inner.dataplane.send(Command::ResetStreams { peer: *peer }).await;
+    }
+
     /// Asks a peer for an answer, and tells how long it took and over which path.
     ///
     /// # Errors

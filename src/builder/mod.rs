@@ -4,14 +4,17 @@
 
 mod listening;
 mod places;
+mod report;
+pub mod sessions;
 mod verbs;
+mod watching;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::run::{End, Presence};
+use nixtail_proto::run::{End, Presence, Told};
 use nixtail_proto::ssh_policy::{Decision, PrincipalFacts, evaluate};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,6 +27,7 @@ use crate::report::plain;
 use crate::ssh::{AdmissionControl, AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
 use listening::Listening;
 use places::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_NODE, Places};
+pub use report::{BuilderStatus, MAX_REPORT_LINE, REPORT_SCHEMA, Report, ReportEvent, RunningBuild, SessionStatus};
 use verbs::Verbs;
 
 /// The port of the SSH endpoint inside the tunnel.
@@ -33,6 +37,14 @@ const FAREWELL: Duration = Duration::from_secs(1);
 /// How often the tunnel is asked whether a claimer that control calls offline still talks to us.
 const LISTEN_FOR_CLAIMER: Duration = Duration::from_secs(10);
 
+/// How often the machine is looked at: as often as it is reported on.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+/// The same while something is built: a disk may run full within seconds.
+const LOOK_AROUND_AT_WORK: Duration = Duration::from_secs(1);
+
+/// The least free disk, unless it is told otherwise: what the inputs and the output of one ordinary build take.
+pub const MIN_FREE_DISK: u64 = 1 << 30;
+
 /// What a builder is made of.
 #[derive(Debug)]
 pub struct Options {
@@ -40,6 +52,10 @@ pub struct Options {
     pub login: String,
     /// How long it waits to be claimed; `None` is for ever.
     pub idle_timeout: Option<Duration>,
+    /// How long its claimer may be silent; see [`nixtail_proto::run::CLAIMER_SILENCE`].
+    pub claimer_silence: Duration,
+    /// It takes no builds while fewer bytes are free where the store is.
+    pub min_free_disk: u64,
     /// The Nix that it serves.
     pub nix: NixHost,
     /// What that Nix can do, as found before joining.
@@ -65,7 +81,7 @@ impl Builder {
     /// # Errors
     /// When the port inside the tunnel is taken.
     pub async fn start(agent: &Agent, options: Options) -> Result<Self, ListenError> {
-        let verbs = Arc::new(Verbs::new(options.facts, options.idle_timeout));
+        let verbs = Arc::new(Verbs::new(&options));
         let netmap = agent.netmap();
         let authorizer = move |peer: &Peer, user: &str| authorize(&netmap, peer, user);
         let admission = AdmissionControl::new(options.login, Arc::new(authorizer));
@@ -77,6 +93,7 @@ impl Builder {
                 serve: options.nix.serve(),
                 published_store: options.nix.store.published(),
             },
+            sessions: Arc::clone(verbs.sessions()),
             control: Arc::<Verbs>::clone(&verbs) as _,
             limits: Limits::default(),
         });
@@ -101,41 +118,77 @@ impl Builder {
         Ok(builder)
     }
 
-    /// Waits until the builder must end, and says why. Cancel safe.
+    /// Waits until the builder must end, and says why. It takes no new sessions from then on. Cancel safe.
     pub async fn ended(&self) -> End {
-        let mut netmap = self.agent.netmap();
-        let mut listening = Listening::new(LISTEN_FOR_CLAIMER);
+        let mut care = Care::new(self);
         loop {
             if let Some(end) = self.verbs.end() {
+                self.verbs.heed_end();
                 return end;
             }
-            let deadline = self.verbs.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
-            tokio::select! {
-                () = self.verbs.changed() => {}
-                () = tokio::time::sleep_until(deadline.into()) => self.verbs.handle_timeout(Instant::now()),
-                changed = netmap.changed() => {
-                    if changed.is_err() {
-                        // The agent is ending, and this builder with it.
-                        std::future::pending::<()>().await;
-                    }
-                    self.admission.policy_changed();
-                    self.look_for_claimer(&netmap);
-                }
-                () = listening.due(), if self.verbs.claimer().is_some() => {
-                    self.listen_for_claimer(&mut listening).await;
-                }
-            }
+            self.step(&mut care).await;
         }
     }
 
-    /// Ends all connections and waits for their children.
+    /// Whoever runs the builder ends it: it takes no new sessions, and what runs may go on for `drain`. Then
+    /// [`Self::stop`] it.
+    pub fn end(&self, told: Told, drain: Duration) {
+        self.verbs.handle_told(told, drain);
+    }
+
+    /// How many builds are under way.
+    #[must_use]
+    pub fn running(&self) -> usize {
+        self.verbs.sessions().running().len()
+    }
+
+    /// What tells how the builder is, wherever it is asked.
+    pub fn status_source(&self) -> impl Fn() -> BuilderStatus + Send + Sync + use<> {
+        let verbs = Arc::clone(&self.verbs);
+        move || verbs.status()
+    }
+
+    /// Ends all connections and waits for their children; those that may go on for a while have it first.
     pub async fn stop(&self) {
+        self.verbs.heed_end();
+        let mut care = Care::new(self);
+        while self.verbs.end().is_some() && !self.verbs.is_over() && self.verbs.sessions().open() > 0 {
+            self.step(&mut care).await;
+        }
+        self.verbs.finish();
         self.accepting.cancel();
         self.connections.close();
         // What takes longer is a build, which its coordinator has given up or loses now.
         let _ = tokio::time::timeout(FAREWELL, self.connections.wait()).await;
         self.cancel.cancel();
         self.connections.wait().await;
+    }
+
+    /// Heeds the next thing that happens.
+    async fn step(&self, care: &mut Care) {
+        let deadline = self.verbs.poll_timeout().unwrap_or_else(|| Instant::now() + LOOK_AROUND);
+        let look = if self.verbs.sessions().is_building() { LOOK_AROUND_AT_WORK } else { LOOK_AROUND };
+        tokio::select! {
+            () = self.verbs.changed() => {}
+            () = tokio::time::sleep_until(deadline.into()) => self.verbs.handle_timeout(Instant::now()),
+            () = tokio::time::sleep_until((care.looked + look).into()) => {
+                care.looked = Instant::now();
+                self.verbs.look_around();
+            }
+            // The sender lives as long as the verbs.
+            _ = care.sessions.changed() => self.verbs.handle_sessions(Instant::now()),
+            changed = care.netmap.changed() => {
+                if changed.is_err() {
+                    // The agent is ending, and this builder with it.
+                    std::future::pending::<()>().await;
+                }
+                self.admission.policy_changed();
+                self.look_for_claimer(&care.netmap);
+            }
+            () = care.listening.due(), if self.verbs.claimer().is_some() => {
+                self.listen_for_claimer(&mut care.listening).await;
+            }
+        }
     }
 
     fn look_for_claimer(&self, netmap: &watch::Receiver<Option<Arc<Netmap>>>) {
@@ -154,6 +207,25 @@ impl Builder {
         let received = status.peers.iter().find(|peer| peer.node_key == claimer).map_or(0, |peer| peer.bytes_received);
         if listening.handle_received(received) {
             self.verbs.handle_heard(Instant::now());
+        }
+    }
+}
+
+/// What a builder listens to while it serves.
+struct Care {
+    netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    sessions: watch::Receiver<u64>,
+    listening: Listening,
+    looked: Instant,
+}
+
+impl Care {
+    fn new(builder: &Builder) -> Self {
+        Self {
+            netmap: builder.agent.netmap(),
+            sessions: builder.verbs.sessions().changes(),
+            listening: Listening::new(LISTEN_FOR_CLAIMER),
+            looked: Instant::now(),
         }
     }
 }

@@ -3,16 +3,22 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::Method;
+use nixtail_proto::run::Told;
+
 use super::duration::parse_duration;
 use super::join::JoinArgs;
 use super::session::{self, Background, Role};
 use crate::agent::{Agent, Config};
-use crate::builder::{Builder, Options};
+use crate::builder::{Builder, MIN_FREE_DISK, Options};
 use crate::local::Routes;
 use crate::nix::daemon::{NixHost, NixPrograms, StoreConfig};
 use crate::nix::facts::Facts;
 use crate::report::{Exit, Failure};
 use crate::ssh::HostKey;
+
+/// How long running builds may go on after SIGTERM, unless `--drain` says otherwise.
+const DRAIN_AFTER_TERM: Duration = Duration::from_secs(30);
 
 /// Join the tailnet as a Nix builder: serve `nix-daemon --stdio` over SSH inside the tunnel.
 #[derive(clap::Args)]
@@ -24,6 +30,13 @@ pub(super) struct Args {
     /// End after so long without a coordinator; 0 waits for ever.
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = parse_duration)]
     idle_timeout: Duration,
+    /// How long running builds may go on when this builder is told to end; no new ones are taken meanwhile [default: 30s
+    /// after SIGTERM, 0 after SIGINT, SIGHUP and `nixtail down`].
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    drain: Option<Duration>,
+    /// End when the coordinator hasn't been heard of for so long, whatever control says of it.
+    #[arg(long, value_name = "TIME", hide = true, default_value = "90s", value_parser = parse_duration)]
+    claimer_silence: Duration,
     /// The user that coordinators log in as: your word that this process is that user [default: its own user].
     #[arg(long, value_name = "NAME")]
     login: Option<String>,
@@ -57,15 +70,29 @@ impl Role for Serving<'_> {
         let host_key = HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error))?;
         config.ssh_host_keys = vec![host_key.public_line().to_owned()];
         let idle_timeout = Some(self.args.idle_timeout).filter(|after| !after.is_zero());
-        self.prepared = Some(Options { login, idle_timeout, nix, facts, host_key });
+        self.prepared = Some(Options {
+            login,
+            idle_timeout,
+            claimer_silence: self.args.claimer_silence,
+            min_free_disk: MIN_FREE_DISK,
+            nix,
+            facts,
+            host_key,
+        });
         Ok(())
     }
 
-    async fn start(&mut self, agent: &Agent, _: &mut Routes) -> Result<(), Failure> {
+    async fn start(&mut self, agent: &Agent, routes: &mut Routes) -> Result<(), Failure> {
         let Some(options) = self.prepared.take() else {
             return Err(Failure::new(Exit::General, "the builder was started twice"));
         };
-        self.builder = Some(Builder::start(agent, options).await?);
+        let builder = Builder::start(agent, options).await?;
+        let status = builder.status_source();
+        routes.add(Method::GET, "/builder", move |_| {
+            let status = status();
+            async move { Ok(status) }
+        });
+        self.builder = Some(builder);
         Ok(())
     }
 
@@ -74,6 +101,25 @@ impl Role for Serving<'_> {
         let end = builder.ended().await;
         super::say(&format!("the builder ends: {end}"));
         Ok(())
+    }
+
+    fn told(&mut self, told: Told) -> Duration {
+        let drain = self.args.drain.unwrap_or(match told {
+            Told::Terminate => DRAIN_AFTER_TERM,
+            _ => Duration::ZERO,
+        });
+        if let Some(builder) = &self.builder {
+            builder.end(told, drain);
+            let running = builder.running();
+            if running > 0 && !drain.is_zero() {
+                super::say(&format!(
+                    "{} may go on for {} s; no new build is taken",
+                    if running == 1 { "1 running build".to_owned() } else { format!("{running} running builds") },
+                    drain.as_secs()
+                ));
+            }
+        }
+        drain
     }
 
     async fn stop(&mut self) -> Result<(), Failure> {

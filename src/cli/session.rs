@@ -1,9 +1,10 @@
 //! A command that stays: it joins, does its role's work, serves the local API, and leaves when it is told to.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use http::Method;
+use nixtail_proto::run::Told;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,10 @@ pub(super) trait Role {
     }
     /// Ends when the role does, by itself. Called again after it was cancelled.
     async fn finished(&mut self) -> Result<(), Failure>;
+    /// Whoever runs this process tells it to end; [`Self::stop`] comes next. Returns how much longer than usual that may take.
+    fn told(&mut self, _: Told) -> Duration {
+        Duration::ZERO
+    }
     /// Ends the role's work, before the node leaves.
     async fn stop(&mut self) -> Result<(), Failure>;
 }
@@ -79,7 +84,8 @@ async fn live(
     mut role: impl Role,
     log: Option<&SocketPath>,
 ) -> Result<(), Failure> {
-    let stop = stop_on_signals("leaving the tailnet")?;
+    let told = Arc::new(OnceLock::new());
+    let stop = stop_on_signals_of("leaving the tailnet", Arc::clone(&told))?;
     let begun = Instant::now();
     tokio::select! {
         prepared = role.prepare(&mut config) => prepared?,
@@ -91,12 +97,13 @@ async fn live(
         Err(error) => return Err(error.into()),
     };
     let (left_sender, left) = watch::channel(None);
-    let mut routes = routes(&agent, &stop, left);
+    let mut routes = routes(&agent, &stop, &told, left);
     let ended = match role.start(&agent, &mut routes).await {
         Ok(()) => serve(&agent, bound, routes, &mut role, &stop, begun).await,
         Err(failure) => Ended { server: None, result: Err(failure) },
     };
-    let stopped = stop_in_time(&mut role, ROLE_DEADLINE).await;
+    let longer = told.get().map_or(Duration::ZERO, |told| role.told(*told));
+    let stopped = stop_in_time(&mut role, ROLE_DEADLINE + longer).await;
     let left_well = agent.leave(LEAVE_DEADLINE).await.map_err(Failure::from);
     let ended_well = first_failure([stopped, left_well]);
     if let (Some(log), Ok(()), Ok(())) = (log, &ended.result, &ended_well) {
@@ -164,7 +171,12 @@ async fn work(agent: &Agent, role: &mut impl Role, begun: Instant) -> Result<(),
 }
 
 /// The verbs of every agent: `/status`, `/ping`, `/dial`, `/stop`.
-fn routes(agent: &Agent, stop: &CancellationToken, left: watch::Receiver<Option<Result<(), Failure>>>) -> Routes {
+fn routes(
+    agent: &Agent,
+    stop: &CancellationToken,
+    told: &Arc<OnceLock<Told>>,
+    left: watch::Receiver<Option<Result<(), Failure>>>,
+) -> Routes {
     let mut routes = Routes::new();
     let status = agent.clone();
     routes.add(Method::GET, "/status", move |_| {
@@ -188,9 +200,11 @@ fn routes(agent: &Agent, stop: &CancellationToken, left: watch::Receiver<Option<
             agent.dial(&host, port).await.map_err(Failure::from)
         }
     });
-    let stop = stop.clone();
+    let (stop, told) = (stop.clone(), Arc::clone(told));
     routes.add(Method::POST, "/stop", move |_| {
         let (stop, mut left) = (stop.clone(), left.clone());
+        // Where a signal came first, that is the reason.
+        let _ = told.set(Told::Down);
         async move {
             stop.cancel();
             // The sender lives until the server, and with it this call, is stopped.
@@ -203,19 +217,30 @@ fn routes(agent: &Agent, stop: &CancellationToken, left: watch::Receiver<Option<
 
 /// A token that the first SIGTERM, SIGINT or SIGHUP cancels. The second ends the process at once.
 pub(super) fn stop_on_signals(words: &'static str) -> Result<CancellationToken, Failure> {
+    stop_on_signals_of(words, Arc::default())
+}
+
+/// As [`stop_on_signals`], and tells which one it was.
+fn stop_on_signals_of(words: &'static str, told: Arc<OnceLock<Told>>) -> Result<CancellationToken, Failure> {
     let stop = CancellationToken::new();
-    let kinds = [(SignalKind::terminate(), 143), (SignalKind::interrupt(), 130), (SignalKind::hangup(), 129)];
+    let kinds = [
+        (SignalKind::terminate(), 143, Told::Terminate),
+        (SignalKind::interrupt(), 130, Told::Interrupt),
+        (SignalKind::hangup(), 129, Told::HangUp),
+    ];
     let once = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    for (kind, status) in kinds {
+    for (kind, status, which) in kinds {
         let mut signals =
             signal(kind).map_err(|error| Failure::new(Exit::General, format!("signals can't be caught: {error}")))?;
-        let (stop, once) = (stop.clone(), once.clone());
+        let (stop, once, told) = (stop.clone(), once.clone(), Arc::clone(&told));
         tokio::spawn(async move {
             while signals.recv().await.is_some() {
                 if once.swap(true, std::sync::atomic::Ordering::SeqCst) {
                     std::process::exit(status);
                 }
                 super::say(&format_args!("{words}; once more ends it at once"));
+                // Where `nixtail down` came first, that is the reason.
+                let _ = told.set(which);
                 stop.cancel();
             }
         });

@@ -121,8 +121,8 @@ fn take(buffer: &mut Vec<u8>, data: &[u8]) {
 fn stage_of(request: &ControlRequest) -> Stage {
     use nixtail_proto::nix_command::ControlVerb;
     match request.verb {
-        ControlVerb::Claim | ControlVerb::Stop => Stage::Claim,
-        ControlVerb::Facts | ControlVerb::Ping => Stage::Facts,
+        ControlVerb::Claim | ControlVerb::Release | ControlVerb::Stop => Stage::Claim,
+        ControlVerb::Facts | ControlVerb::Ping | ControlVerb::Watch => Stage::Facts,
     }
 }
 

@@ -16,6 +16,7 @@ use super::admission::{Admission, Peer};
 use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint};
 use super::flow::{Gate, InputQueue, QUEUE_WINDOWS, TRICKLE_SLACK, WindowExceeded, WindowShare, Windows, lock};
 use super::session::SessionParts;
+use crate::builder::sessions::{Lane, NoSession, Session};
 
 #[cfg(test)]
 mod tests;
@@ -134,6 +135,11 @@ impl Connection {
         let (write, share) = open.idle.take()?;
         let (queue, cancel) = (Arc::clone(&open.queue), open.cancel.clone());
         Some(SessionParts { connection: Arc::clone(self), write, queue, cancel, _share: share })
+    }
+
+    /// A Nix session begins, if the builder takes one now.
+    pub(crate) fn begin_nix_session(&self) -> Result<Session, NoSession> {
+        self.endpoint.config.sessions.begin(Lane::Ssh, &self.peer().name)
     }
 
     /// Data for a session's child; never waits.

@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures::stream::BoxStream;
 use nixtail_proto::nix_command::ControlRequest;
 use nixtail_proto::ssh_policy::AdmissionEnd;
 use russh::{MethodKind, MethodSet, Preferred, SshId, cipher, compression, kex, mac};
@@ -18,6 +20,7 @@ use super::flow::WindowBudget;
 use super::gated_stream::GatedStream;
 use super::handler::ConnectionHandler;
 use super::host_key::HostKey;
+use crate::builder::sessions::Sessions;
 use crate::nix::spawn::ChildSpec;
 
 /// What the server calls itself. Clients of Tailscale SSH look for the word `Tailscale`.
@@ -51,6 +54,11 @@ const OUTPUT_MESSAGES: usize = 32;
 pub trait ControlVerbs: Send + Sync {
     /// Answers `request` of `peer`. Dropped when the client goes.
     fn answer(&self, peer: &Peer, request: ControlRequest) -> Pin<Box<dyn Future<Output = ControlReply> + Send + '_>>;
+
+    /// What follows a good answer to a verb that goes on, as data, until the command ends. Dropped when the client goes.
+    fn follow(self: Arc<Self>, _peer: &Peer, _request: &ControlRequest) -> Option<BoxStream<'static, Bytes>> {
+        None
+    }
 }
 
 /// The answer to a control verb.
@@ -102,6 +110,8 @@ pub struct EndpointConfig {
     pub admission: Arc<AdmissionControl>,
     /// What may be run.
     pub commands: AllowedCommands,
+    /// Where the Nix sessions are told of, and may be refused for now.
+    pub sessions: Arc<Sessions>,
     /// Answers `nixtail-control`.
     pub control: Arc<dyn ControlVerbs>,
     /// Bounds.

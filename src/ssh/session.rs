@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use futures::StreamExt as _;
 use nixtail_proto::nix_command::{CommandRefusal, ControlRequest, NixCommand};
 use russh::ChannelWriteHalf;
 use russh::server::Msg;
@@ -17,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Connection;
 use super::endpoint::AllowedCommands;
 use super::flow::{InputQueue, WindowShare};
+use crate::builder::sessions::Session;
 use crate::nix::spawn::{ChildSpec, GroupChild, SpawnError, TERMINATE_GRACE, exit_code};
 
 /// The exit code of a refused command: found, but not to be run.
@@ -24,6 +26,9 @@ const EXIT_REFUSED: u32 = 126;
 
 /// The exit code of a command that couldn't be started.
 const EXIT_NOT_STARTED: u32 = 127;
+
+/// The exit code of a command that may not run now: trying again later, or elsewhere, may help.
+const EXIT_NOT_NOW: u32 = 75;
 
 /// SSH's number for stderr (RFC 4254 §5.2).
 const STDERR: u32 = 1;
@@ -105,18 +110,29 @@ async fn send(parts: &SessionParts, extended: Option<u32>, data: Bytes) -> Optio
 }
 
 async fn answer_control(parts: &SessionParts, request: ControlRequest) -> Option<u32> {
-    let answer = parts.connection.endpoint.config.control.answer(parts.connection.peer(), request);
-    let reply = parts.cancel.run_until_cancelled(answer).await?;
+    let (control, peer) = (Arc::clone(&parts.connection.endpoint.config.control), parts.connection.peer());
+    let reply = parts.cancel.run_until_cancelled(control.answer(peer, request.clone())).await?;
     send(parts, None, reply.stdout.into()).await?;
     send(parts, Some(STDERR), reply.stderr.into()).await?;
+    let follow = if reply.exit_code == 0 { Arc::clone(&control).follow(peer, &request) } else { None };
+    if let Some(mut lines) = follow {
+        while let Some(line) = parts.cancel.run_until_cancelled(lines.next()).await? {
+            send(parts, None, line).await?;
+        }
+    }
     Some(reply.exit_code)
 }
 
 async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
+    let session = match parts.connection.begin_nix_session() {
+        Ok(session) => session,
+        Err(refused) => return complain(parts, &refused.to_string()).await.map(|()| EXIT_NOT_NOW),
+    };
     let mut child = match GroupChild::start(spec).await {
         Ok(child) => child,
         Err(error) => {
             report_failed_start(&error);
+            session.set_end("its command couldn't be started");
             return complain(parts, &error.to_string()).await.map(|()| EXIT_NOT_STARTED);
         }
     };
@@ -130,11 +146,11 @@ async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
             exited.cancel();
             status
         };
-        let output = pump(parts, None, stdout, &exited);
-        let errors = pump(parts, Some(STDERR), stderr, &exited);
+        let output = pump(parts, None, stdout, &exited, |data| session.handle_daemon_bytes(data));
+        let errors = pump(parts, Some(STDERR), stderr, &exited, |_| ());
         // The input pump ends before the child or not at all: a client may keep its side open until it knows the exit code.
         let input = async {
-            feed(parts, stdin).await;
+            feed(parts, stdin, &session).await;
             std::future::pending::<()>().await;
         };
         tokio::select! {
@@ -147,6 +163,11 @@ async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
         Some(status) => status,
         None => child.terminate(TERMINATE_GRACE).await,
     };
+    session.set_end(match &status {
+        _ if parts.cancel.is_cancelled() => "ended before its command did".to_owned(),
+        Ok(status) => format!("exit code {}", exit_code(*status)),
+        Err(error) => error.to_string(),
+    });
     match status {
         Ok(status) => Some(exit_code(status)),
         Err(error) => complain(parts, &format!("can't wait for the child: {error}")).await.map(|()| EXIT_NOT_STARTED),
@@ -158,8 +179,9 @@ fn report_failed_start(error: &SpawnError) {
 }
 
 /// From the queue to the child; the child's stdin closes at the client's EOF.
-async fn feed(parts: &SessionParts, mut stdin: ChildStdin) {
+async fn feed(parts: &SessionParts, mut stdin: ChildStdin, session: &Session) {
     while let Some(piece) = parts.queue.pop().await {
+        session.handle_client_bytes(&piece);
         if stdin.write_all(&piece).await.is_err() {
             // The child closed its stdin; what the client still sends has no reader.
             parts.queue.discard();
@@ -178,6 +200,7 @@ async fn pump(
     extended: Option<u32>,
     mut pipe: impl AsyncRead + Unpin,
     exited: &CancellationToken,
+    look: impl Fn(&[u8]),
 ) {
     let mut buffer = BytesMut::new();
     loop {
@@ -193,7 +216,7 @@ async fn pump(
         };
         match read {
             Ok(0) | Err(_) => return,
-            Ok(_) => {}
+            Ok(_) => look(&buffer),
         }
         if send(parts, extended, buffer.split().freeze()).await.is_none() {
             return;

@@ -51,12 +51,16 @@ pub struct ControlRequest {
 pub enum ControlVerb {
     /// What this builder is, as JSON.
     Facts,
-    /// Take this builder, or extend the claim.
+    /// Take this builder, or extend the claim. One argument, the claimer's run, unless it has none.
     Claim,
+    /// Give the claim back.
+    Release,
     /// End this builder.
     Stop,
     /// Answer at once.
     Ping,
+    /// Report as long as the builder lives, one line of JSON each time. One argument, the last event that is known already.
+    Watch,
 }
 
 impl ControlVerb {
@@ -65,13 +69,17 @@ impl ControlVerb {
         match self {
             Self::Facts => "facts",
             Self::Claim => "claim",
+            Self::Release => "release",
             Self::Stop => "stop",
             Self::Ping => "ping",
+            Self::Watch => "watch",
         }
     }
 
     fn from_word(word: &str) -> Option<Self> {
-        [Self::Facts, Self::Claim, Self::Stop, Self::Ping].into_iter().find(|verb| verb.as_str() == word)
+        [Self::Facts, Self::Claim, Self::Release, Self::Stop, Self::Ping, Self::Watch]
+            .into_iter()
+            .find(|verb| verb.as_str() == word)
     }
 }
 

@@ -73,6 +73,14 @@ impl Node {
         self.stack.abort(now, id, ConnectionError::Aborted);
     }
 
+    /// Ends all connections with a peer at once, with a reset for it, though it may not hear it: their owners read that it was
+    /// given up. The peer itself stays, and may be connected to again.
+    pub fn reset_streams(&mut self, now: Instant, peer: &NodePublic) {
+        if let Some(peer) = self.peers.by_key(peer) {
+            self.stack.abort_peer(now, peer, ConnectionError::PeerGivenUp);
+        }
+    }
+
     /// Forgets the connection, which closes by itself.
     pub fn release(&mut self, now: Instant, id: ConnectionId) {
         self.stack.release(now, id);

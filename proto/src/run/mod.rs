@@ -5,11 +5,16 @@
 
 mod builder;
 mod coordinator;
+mod freeze;
+mod liveness;
 pub mod record;
+mod room;
 
-pub use builder::{Builder, CLAIMER_SILENCE, ClaimError, ClaimerLoss, End, Presence, StopError};
+pub use builder::{Builder, CLAIMER_SILENCE, ClaimError, ClaimerLoss, End, NotClaimer, Presence, Told};
 pub use coordinator::{Builders, Failure, Settled, Stage, Standing};
+pub use liveness::{BUILDER_SILENCE, Liveness, Lost, REPORT_INTERVAL};
 pub use record::{BuilderFacts, Outcome, Record};
+pub use room::{NoRoom, Room};
 
 #[cfg(test)]
 mod tests;

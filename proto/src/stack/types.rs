@@ -100,6 +100,9 @@ pub enum ConnectionError {
     /// The peer has left the network map.
     #[error("the peer left the tailnet")]
     PeerRemoved,
+    /// Whoever uses the peer has given it up: it shows no sign of life.
+    #[error("the peer shows no sign of life and was given up")]
+    PeerGivenUp,
     /// The address on our side isn't ours any more.
     #[error("this node lost the address that the connection used")]
     AddressLost,

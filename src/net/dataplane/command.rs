@@ -26,6 +26,8 @@ pub(crate) enum Command {
     Listen { port: u16, reply: oneshot::Sender<Result<mpsc::Receiver<StreamParts>, ListenError>> },
     /// Ping a peer.
     Ping { peer: NodePublic, kind: PingKind, reply: oneshot::Sender<Result<PongFact, PingFailure>> },
+    /// End all connections with a peer at once.
+    ResetStreams { peer: NodePublic },
     /// How each peer is reached.
     Peers { reply: oneshot::Sender<Vec<PeerStatus>> },
 }

@@ -250,6 +250,7 @@ impl Driver {
                     Err(error) => drop(reply.send(Err(PingFailure(error.to_string())))),
                 }
             }
+            Command::ResetStreams { peer } => self.node.reset_streams(now, &peer),
             Command::Peers { reply } => drop(reply.send(self.node.peer_status(now).collect())),
         }
     }

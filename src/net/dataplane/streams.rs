@@ -317,6 +317,7 @@ fn kind_of(error: ConnectionError) -> io::ErrorKind {
         ConnectionError::Reset
         | ConnectionError::PeerKeyChanged
         | ConnectionError::PeerRemoved
+        | ConnectionError::PeerGivenUp
         | ConnectionError::AddressLost => io::ErrorKind::ConnectionReset,
     }
 }

@@ -36,6 +36,7 @@ fn connection() -> (Connection, Arc<AtomicBool>) {
         host_key: HostKey::generate(&mut rand::rng()).unwrap(),
         admission: AdmissionControl::new("builder", Arc::new(authorizer)),
         commands: AllowedCommands { daemon: nothing(), serve: nothing(), published_store: None },
+        sessions: Default::default(),
         control: Arc::new(NoVerbs),
         limits: Limits::default(),
     });
