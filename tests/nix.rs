@@ -39,7 +39,7 @@ fn a_graph_builds_on_two_builders_one_by_derp_only() {
         // Nix's word for it, and the builder's own logs.
         let mut told: Vec<&str> = sent.iter().filter(|(_, on)| on == name).map(|(what, _)| what.as_str()).collect();
         let mut built = builder.place.built();
-        built.retain(|what| what != "nixtail-probe");
+        built.retain(|what| !matches!(what.as_str(), "nixtail-probe" | "nixtail-look"));
         told.sort_unstable();
         built.sort_unstable();
         assert_eq!(told, built, "{name}");
@@ -59,6 +59,16 @@ fn a_failing_derivation_shows_its_log_and_exit_code() {
     assert_ne!(build.code, Some(0));
     assert!(build.stderr.contains("the last words of failing"), "{}", build.stderr);
     assert!(build.stderr.contains("failed with exit code 7"), "{}", build.stderr);
+}
+
+#[test]
+fn a_builders_own_time_limit_ends_a_build() {
+    let Some(stage) = Stage::start(&coordinators_may_log_in()) else { return };
+    let _builder = stage.builder("b1", &["--build-timeout", "2s"]);
+    let coordinator = stage.coordinator(&["b1"]);
+    let build = coordinator.build("slow", BUILD);
+    assert_ne!(build.code, Some(0));
+    assert!(build.stderr.contains("timed out after 2 seconds"), "{}", build.stderr);
 }
 
 #[test]

@@ -42,9 +42,6 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// The same while something is built: a disk may run full within seconds.
 const LOOK_AROUND_AT_WORK: Duration = Duration::from_secs(1);
 
-/// The least free disk, unless it is told otherwise: what the inputs and the output of one ordinary build take.
-pub const MIN_FREE_DISK: u64 = 1 << 30;
-
 /// What a builder is made of.
 #[derive(Debug)]
 pub struct Options {

@@ -1,19 +1,18 @@
 //! `nixtail builder`: joins, and serves Nix to the coordinator that claims it.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Method;
 use nixtail_proto::run::Told;
 
+use super::builder_nix::NixArgs;
 use super::duration::parse_duration;
 use super::join::JoinArgs;
 use super::session::{self, Background, Role};
 use crate::agent::{Agent, Config};
-use crate::builder::{Builder, MIN_FREE_DISK, Options};
+use crate::builder::{Builder, Options};
 use crate::local::Routes;
-use crate::nix::daemon::{NixHost, NixPrograms, StoreConfig};
-use crate::nix::facts::Facts;
+use crate::nix::inspect::Inspection;
 use crate::report::{Exit, Failure};
 use crate::ssh::HostKey;
 
@@ -37,18 +36,14 @@ pub(super) struct Args {
     /// End when the coordinator hasn't been heard of for so long, whatever control says of it.
     #[arg(long, value_name = "TIME", hide = true, default_value = "90s", value_parser = parse_duration)]
     claimer_silence: Duration,
-    /// The user that coordinators log in as: your word that this process is that user [default: its own user].
-    #[arg(long, value_name = "NAME")]
-    login: Option<String>,
-    /// Serve a chroot store in this folder instead of the system's store.
-    #[arg(long, value_name = "FOLDER")]
-    store: Option<PathBuf>,
-    /// The `nix-daemon` to run [default: the one on PATH].
-    #[arg(long, value_name = "PATH")]
-    nix_daemon: Option<PathBuf>,
+    #[command(flatten)]
+    nix: NixArgs,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    if args.nix.print_facts {
+        return super::runtime()?.block_on(args.nix.print());
+    }
     session::run(&args.join, &args.background, Serving { args, prepared: None, builder: None })
 }
 
@@ -61,20 +56,15 @@ struct Serving<'a> {
 
 impl Role for Serving<'_> {
     async fn prepare(&mut self, config: &mut Config) -> Result<(), Failure> {
-        let nix = nix_host(self.args)?;
-        let login = self.args.login.clone().map_or_else(super::user_name, Ok)?;
-        let facts = Facts::gather(&nix, &login).await.map_err(|error| {
-            Failure::new(Exit::Configuration, format!("this machine can't be a builder: {error}"))
-                .next("run `nix-store --version` and `nix-build` here by hand; --nix-daemon and --store name another Nix or store")
-        })?;
+        let Inspection { host: nix, facts, .. } = self.args.nix.ready().await?;
         let host_key = HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error))?;
         config.ssh_host_keys = vec![host_key.public_line().to_owned()];
         let idle_timeout = Some(self.args.idle_timeout).filter(|after| !after.is_zero());
         self.prepared = Some(Options {
-            login,
+            login: facts.login.clone(),
             idle_timeout,
             claimer_silence: self.args.claimer_silence,
-            min_free_disk: MIN_FREE_DISK,
+            min_free_disk: self.args.nix.min_free_disk(),
             nix,
             facts,
             host_key,
@@ -128,28 +118,4 @@ impl Role for Serving<'_> {
         }
         Ok(())
     }
-}
-
-fn nix_host(args: &Args) -> Result<NixHost, Failure> {
-    let unfit = |error: &dyn std::fmt::Display| {
-        Failure::new(Exit::Configuration, error).next("install Nix, or name its daemon with --nix-daemon PATH")
-    };
-    let path = match &args.nix_daemon {
-        Some(daemon) => daemon.parent().map(|folder| folder.as_os_str().to_owned()),
-        None => std::env::var_os("PATH"),
-    };
-    let mut programs = NixPrograms::find(path.as_ref()).map_err(|error| unfit(&error))?;
-    if let Some(daemon) = &args.nix_daemon {
-        programs.nix_daemon = std::path::absolute(daemon).map_err(|error| unfit(&error))?;
-    }
-    let store = match &args.store {
-        None => StoreConfig::System,
-        Some(root) => StoreConfig::Chroot { root: std::path::absolute(root).map_err(|error| unfit(&error))? },
-    };
-    Ok(NixHost {
-        programs,
-        store,
-        home: std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from),
-        configuration: std::env::var_os("NIX_CONF_DIR").map(PathBuf::from),
-    })
 }

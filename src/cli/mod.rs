@@ -3,6 +3,7 @@
 mod background;
 mod bench;
 mod builder;
+mod builder_nix;
 mod coordinator;
 #[cfg(feature = "devnet")]
 mod demo;
@@ -15,6 +16,7 @@ mod join;
 mod nc;
 mod ping;
 mod session;
+mod size;
 mod socket;
 mod status;
 mod stop_builders;

@@ -264,6 +264,11 @@ pub(super) mod tests {
             memory_available_bytes: None,
             store_on_disk: None,
             run: None,
+            store_access: None,
+            cores_per_build: None,
+            timeout_seconds: None,
+            max_silent_seconds: None,
+            settings_reach_builds: None,
         }
     }
 

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use super::spawn::ChildSpec;
+pub use super::store::StoreConfig;
 
 /// Where Nix is looked for after `PATH`: logins that aren't interactive often lack it there.
 const USUAL_FOLDERS: [&str; 4] =
@@ -70,42 +71,6 @@ fn is_executable(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
-/// Which store a builder serves.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreConfig {
-    /// The system's: through its daemon, or directly where this user may write it.
-    System,
-    /// A chroot store in a folder (`--store FOLDER`), whose store paths still begin with `/nix/store`. It needs user
-    /// namespaces to build.
-    Chroot {
-        /// The folder.
-        root: PathBuf,
-    },
-    /// A store of another name (`NIX_STORE_DIR` and its like): no namespaces, but both ends must have the same name.
-    Private {
-        /// Where the store, the state and the logs are: `FOLDER/store`, `FOLDER/var/nix`, `FOLDER/var/log/nix`.
-        root: PathBuf,
-    },
-}
-
-impl StoreConfig {
-    /// The folder that the names of store paths begin with.
-    pub fn store_folder(&self) -> PathBuf {
-        match self {
-            Self::System | Self::Chroot { .. } => PathBuf::from("/nix/store"),
-            Self::Private { root } => root.join("store"),
-        }
-    }
-
-    /// What a client may give with `--store`, and Nix as a `remote-store` parameter.
-    pub fn published(&self) -> Option<String> {
-        match self {
-            Self::System | Self::Private { .. } => None,
-            Self::Chroot { root } => Some(root.display().to_string()),
-        }
-    }
-}
-
 /// One Nix, its store, and the environment that its children get.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NixHost {
@@ -117,6 +82,8 @@ pub struct NixHost {
     pub home: PathBuf,
     /// The folder of the `nix.conf` that the children read instead of the system's.
     pub configuration: Option<PathBuf>,
+    /// The children's `NIX_CONFIG`: lines of nix.conf that win against every file. See [`super::configuration`].
+    pub settings: String,
 }
 
 impl NixHost {
@@ -146,16 +113,19 @@ impl NixHost {
         if let Some(folder) = &self.configuration {
             spec = spec.with_variable("NIX_CONF_DIR", folder);
         }
+        if !self.settings.is_empty() {
+            spec = spec.with_variable("NIX_CONFIG", &self.settings);
+        }
         match &self.store {
             StoreConfig::System => {}
             StoreConfig::Chroot { root } => {
                 spec.arguments.extend(["--store".into(), root.into()]);
             }
-            StoreConfig::Private { root } => {
+            StoreConfig::Private { store, state, log } => {
                 spec = spec
-                    .with_variable("NIX_STORE_DIR", root.join("store"))
-                    .with_variable("NIX_STATE_DIR", root.join("var/nix"))
-                    .with_variable("NIX_LOG_DIR", root.join("var/log/nix"));
+                    .with_variable("NIX_STORE_DIR", store)
+                    .with_variable("NIX_STATE_DIR", state)
+                    .with_variable("NIX_LOG_DIR", log);
             }
         }
         spec
@@ -182,7 +152,13 @@ mod tests {
         let program = |name: &str| PathBuf::from("/opt/nix/bin").join(name);
         let programs =
             NixPrograms { nix_daemon: program("nix-daemon"), nix_store: program("nix-store"), nix: program("nix") };
-        NixHost { programs, store, home: "/home/bob".into(), configuration: Some("/run/x/etc".into()) }
+        NixHost {
+            programs,
+            store,
+            home: "/home/bob".into(),
+            configuration: Some("/run/x/etc".into()),
+            settings: String::new(),
+        }
     }
 
     fn variables(spec: &ChildSpec) -> Vec<String> {
@@ -213,8 +189,14 @@ mod tests {
     }
 
     #[test]
+    fn settings_go_by_environment() {
+        let spec = NixHost { settings: "cores = 2\n".into(), ..host(StoreConfig::System) }.daemon();
+        assert!(variables(&spec).contains(&"NIX_CONFIG=cores = 2\n".to_owned()));
+    }
+
+    #[test]
     fn a_private_store_goes_by_environment() {
-        let host = host(StoreConfig::Private { root: "/tmp/nl".into() });
+        let host = host(StoreConfig::private(Path::new("/tmp/nl")));
         let spec = host.daemon();
         assert!(variables(&spec).contains(&"NIX_STORE_DIR=/tmp/nl/store".to_owned()));
         assert_eq!((spec.arguments.len(), host.store.published()), (1, None));
