@@ -11,7 +11,7 @@ use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, S
 use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
-use super::KEEP_ALIVE;
+use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE};
 use crate::packet::{Packet, PacketBatch, tcp};
 
 /// Turns the caller's instants into the engine's, counted from the first one that was seen.
@@ -115,8 +115,9 @@ impl Engine {
         let mut socket = Socket::new(receive, send);
         socket.set_congestion_control(CongestionControl::Cubic);
         socket.set_nagle_enabled(false);
-        // Acknowledgements are written once per batch, when the owner polls: that is delay enough.
-        socket.set_ack_delay(None);
+        socket.set_ack_delay(Some(EngineDuration::from_micros(
+            u64::try_from(ACKNOWLEDGE_WITHIN.as_micros()).unwrap_or(u64::MAX),
+        )));
         socket.set_keep_alive(Some(EngineDuration::from_micros(
             u64::try_from(KEEP_ALIVE.as_micros()).unwrap_or(u64::MAX),
         )));

@@ -50,6 +50,9 @@ const PEER_SHARE_OF_BACKLOG: usize = 4;
 /// How often a silent connection asks the peer for a sign of life. With [`SILENCE_TIMEOUT`], a peer that froze right
 /// before the question may stay so for 30 seconds and more.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// How long a lone segment may wait for its acknowledgement, which most often rides on the answer: a packet less to seal, to
+/// send and to wake the peer with for each question and each answer. Every second full one is acknowledged with its batch.
+const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(5);
 /// A peer that sent nothing for so long is gone.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long our own SYN may stay unanswered.
