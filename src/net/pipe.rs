@@ -297,17 +297,13 @@ impl<Id: Copy + Unpin> AsyncWrite for PipeEnd<Id> {
         Poll::Ready(Ok(taken))
     }
 
-    /// Ready when the dataplane has taken everything; the peer may not have it yet.
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut queue = lock(&self.pipe.outbound);
-        if let Some(broken) = &queue.broken {
-            return Poll::Ready(Err(broken.to_io()));
+    /// Always ready, as a kernel's socket is: what was written is sent without being asked for. To wait here for the
+    /// dataplane would wake the writer once more for each message, only to find nothing to do.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &lock(&self.pipe.outbound).broken {
+            Some(broken) => Poll::Ready(Err(broken.to_io())),
+            None => Poll::Ready(Ok(())),
         }
-        if queue.bytes > 0 {
-            queue.wait(cx);
-            return Poll::Pending;
-        }
-        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
