@@ -47,6 +47,9 @@ pub(crate) struct Args {
     /// The folder with tailscaled and tailscale [default: what scripts/peers built].
     #[arg(long, env = "NIXTAIL_PEERS", value_name = "FOLDER")]
     pub(crate) peers: Option<PathBuf>,
+    /// More for the environment of nixtail's agents: to see what a setting costs.
+    #[arg(long, value_name = "NAME=VALUE", value_parser = variable)]
+    pub(crate) env: Vec<(String, String)>,
     /// The process within the namespaces itself.
     #[arg(long, hide = true)]
     pub(crate) inside: bool,
@@ -56,7 +59,7 @@ impl Default for Args {
     fn default() -> Self {
         let (quick, json, inside) = (false, false, false);
         let peers = std::env::var_os("NIXTAIL_PEERS").map(PathBuf::from);
-        Self { rounds: ROUNDS, quick, only: None, json, nixtail: None, peers, inside }
+        Self { rounds: ROUNDS, quick, only: None, json, nixtail: None, peers, env: Vec::new(), inside }
     }
 }
 
@@ -68,6 +71,7 @@ impl Args {
         line.extend(flags.into_iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag.to_owned()));
         line.extend(self.only.iter().map(|part| format!("--only={part}")));
         line.extend(self.nixtail.iter().map(|path| format!("--nixtail={}", path.display())));
+        line.extend(self.env.iter().map(|(name, value)| format!("--env={name}={value}")));
         line.extend(self.peers.iter().map(|path| format!("--peers={}", path.display())));
         line
     }
@@ -180,7 +184,7 @@ impl Run<'_> {
     ) -> Result<(), Box<dyn Error>> {
         let [coordinator, builder] = machines;
         say(&format!("{}: nodes join", rows[0].link));
-        let tailnet = Tailnet::start(self.folder)?;
+        let tailnet = Tailnet::start(self.folder, self.args.env.clone())?;
         let tailscaled = self.with_tailscale.then(|| tailnet.tailscaled(self.folder, machines)).transpose()?;
         let mut names = vec![("plain", network::RIGHT)];
         names.extend(tailscaled.iter().map(|pair| ("tailscaled", pair.builder_address.as_str())));
@@ -230,6 +234,11 @@ impl Run<'_> {
         }
         Ok(samples)
     }
+}
+
+fn variable(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    parts.ok_or_else(|| "NAME=VALUE is wanted".to_owned())
 }
 
 /// Progress, for people.

@@ -18,6 +18,8 @@ pub(crate) struct Tailnet {
     _devnet: Running,
     url: String,
     key: String,
+    /// What else nixtail finds in its environment.
+    environment: Vec<(String, String)>,
 }
 
 /// Which of nixtail's lanes a coordinator is told to take.
@@ -59,7 +61,7 @@ pub(crate) struct TailscaledPair {
 
 impl Tailnet {
     /// Starts control in our own network namespace.
-    pub(crate) fn start(stage: &Path) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn start(stage: &Path, environment: Vec<(String, String)>) -> Result<Self, Box<dyn Error>> {
         let mut command = std::process::Command::new(stage.join("bin/nixtail"));
         command.args(["devnet", "--listen", CONTROL, "--force", "--allow-all"]);
         let mut devnet = Running::start("devnet", command, &stage.join("devnet.log"))?;
@@ -68,7 +70,7 @@ impl Tailnet {
             let word = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
             word.map(str::to_owned).ok_or_else(|| format!("the devnet's ready line has no {name}"))
         };
-        Ok(Self { url: word("TS_CONTROL_URL")?, key: word("TS_AUTHKEY")?, _devnet: devnet })
+        Ok(Self { url: word("TS_CONTROL_URL")?, key: word("TS_AUTHKEY")?, environment, _devnet: devnet })
     }
 
     /// Starts a builder and a coordinator of ours; returns when Nix may use the builder. `transport` is `None` where
@@ -89,9 +91,7 @@ impl Tailnet {
                 [role, "--login-server", &self.url, "--hostname", &name, "--socket", &socket, "--login", "root"];
             let mut command = machine.command(&program, &[&joining, more].concat());
             command.env("TS_AUTHKEY", &self.key);
-            if let Some(level) = std::env::var_os("NIXTAIL_BENCH_LOG") {
-                command.env("NIXTAIL_LOG", level);
-            }
+            command.envs(self.environment.iter().map(|(name, value)| (name, value)));
             machine.start_inside(&name, command)
         };
         let mut building = start(builder, "builder", &["--idle-timeout", "0"])?;
