@@ -23,6 +23,9 @@ pub(super) struct Args {
     join: JoinArgs,
     #[command(flatten)]
     background: Background,
+    /// At the end, write what came of the run into this folder: summary.md, summary.json, timeline.svg, timeline.mmd.
+    #[arg(long, value_name = "FOLDER")]
+    summary: Option<PathBuf>,
     /// The builders' names, separated by blanks or commas.
     #[arg(long, value_name = "NAMES", required = true)]
     builders: String,
@@ -121,10 +124,14 @@ impl Role for Coordinating<'_> {
 
     async fn stop(&mut self) -> Result<(), Failure> {
         let Some(coordinator) = &mut self.coordinator else { return Ok(()) };
-        coordinator.end().await.map_err(|error| {
+        // Before they are told to end: what goes because of us hasn't gone wrong.
+        let summary = coordinator.board().summary().await;
+        let ended = coordinator.end().await.map_err(|error| {
             Failure::new(Exit::General, format!("the files for Nix couldn't all be put back: {error}"))
                 .next("an original is kept as NAME.before-nixtail: rename it back, or let the next coordinator do it")
-        })
+        });
+        let told = super::summary::tell(&summary, self.args.summary.as_deref());
+        session::first_failure([ended, told])
     }
 }
 

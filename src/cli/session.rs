@@ -125,7 +125,7 @@ async fn stop_in_time(role: &mut impl Role, deadline: Duration) -> Result<(), Fa
 }
 
 /// The first failure is the command's; later ones, which it may have caused, are told at once.
-fn first_failure(results: [Result<(), Failure>; 2]) -> Result<(), Failure> {
+pub(super) fn first_failure(results: [Result<(), Failure>; 2]) -> Result<(), Failure> {
     let [first, second] = results;
     if let (Err(_), Err(later)) = (&first, &second) {
         super::say(later);

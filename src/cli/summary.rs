@@ -1,6 +1,7 @@
 //! `nixtail summary`: what came of a coordinator's run until now.
 
-use std::path::PathBuf;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::socket::SocketArgs;
@@ -45,4 +46,21 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         None if args.markdown => print(&summary::markdown(&read).trim_end()),
         None => summary::lines(&read, &Terminal::of(std::io::stdout())).iter().try_for_each(|line| print(line)),
     }
+}
+
+/// Tells what came of a run at its end: a table on stderr where there was a builder at all, and the files in `folder`.
+///
+/// # Errors
+/// When the files can't be written.
+pub(super) fn tell(told: &Summary, folder: Option<&Path>) -> Result<(), Failure> {
+    if !told.builders.is_empty() {
+        let lines = summary::lines(told, &Terminal::of(std::io::stderr()));
+        // A stderr that nobody reads is no reason to fail.
+        let _ = writeln!(std::io::stderr(), "{}", lines.join("\n"));
+    }
+    let Some(folder) = folder else { return Ok(()) };
+    summary::write(folder, told).map_err(|error| {
+        Failure::new(Exit::General, format!("the summary can't be written: {error}"))
+            .next("name a folder that this user can write with --summary")
+    })
 }

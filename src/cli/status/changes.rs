@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Seen;
-use super::node::{online, path};
+use super::node::online;
 use crate::coordinator::EndedBuilds;
 use crate::report::plain;
 use crate::report::summary::Build;
@@ -49,7 +49,7 @@ fn states(seen: &Seen) -> BTreeMap<String, String> {
     match seen {
         Seen::Node(node) => {
             let peers = node.peers.iter();
-            peers.map(|peer| (plain(&peer.name), format!("{}, {}", online(peer), path(peer)))).collect()
+            peers.map(|peer| (plain(&peer.name), format!("{}, path {}", online(peer), peer.path))).collect()
         }
         Seen::Builder(node, builder) => {
             let words = format!("{}, {}; {}", builder.claim(), builder.ended(), builder.end());

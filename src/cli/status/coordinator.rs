@@ -40,19 +40,19 @@ fn head(status: &CoordinatorStatus) -> String {
 fn table(builders: &[BuilderView]) -> Table {
     let mut table = Table::new([
         Column::text("BUILDER", 0),
-        Column::text("SYSTEM", 5),
+        Column::text("SYSTEM", 3),
         Column::number("CORES", 8),
         Column::number("LOAD", 7),
         Column::text("PATH", 6),
         Column::number("RTT", 9),
-        Column::number("IN", 4),
-        Column::number("OUT", 4),
+        Column::number("IN", 5),
+        Column::number("OUT", 5),
         Column::number("DISK", 10),
         Column::number("BUILT", 1),
         Column::number("FAILED", 2),
         Column::number("LOST", 2),
-        Column::number("BUSY", 3),
-        Column::number("WAIT", 3),
+        Column::number("BUSY", 4),
+        Column::number("WAIT", 4),
     ]);
     for builder in builders {
         let name = plain(&builder.standing.name);

@@ -34,7 +34,7 @@ pub(super) fn online(peer: &Peer) -> &'static str {
 }
 
 /// The path to a peer, how long it takes, and what went over it.
-pub(super) fn path(peer: &Peer) -> String {
+fn path(peer: &Peer) -> String {
     let rtt = peer.rtt_ms.filter(|_| peer.path != Path::None).map(|rtt| format!(", {}", round_trip(rtt)));
     let traffic = (peer.bytes_sent + peer.bytes_received > 0)
         .then(|| format!(", sent {}, received {}", bytes(peer.bytes_sent), bytes(peer.bytes_received)));

@@ -33,17 +33,17 @@ fn headline(summary: &Summary) -> String {
 fn table(summary: &Summary) -> Table {
     let mut table = Table::new([
         Column::text("BUILDER", 0),
-        Column::text("SYSTEM", 5),
+        Column::text("SYSTEM", 3),
         Column::number("CORES", 6),
         Column::text("PATH", 7),
         Column::number("RTT", 8),
-        Column::number("MiB IN", 4),
-        Column::number("MiB OUT", 4),
+        Column::number("MiB IN", 5),
+        Column::number("MiB OUT", 5),
         Column::number("BUILT", 1),
         Column::number("FAILED", 2),
         Column::number("LOST", 2),
-        Column::number("BUSY", 3),
-        Column::number("WAIT", 3),
+        Column::number("BUSY", 4),
+        Column::number("WAIT", 4),
     ]);
     for builder in &summary.builders {
         table.row(row(builder));
