@@ -14,9 +14,12 @@ pub(super) fn run(_: &Args) -> Result<(), Failure> {
         .map_err(|error| Failure::new(Exit::General, format!("this program's own path is unknown: {error}")))?;
     let runtime = super::runtime()?;
     let begun = Instant::now();
-    let say = |line: &str| {
+    // The first line with the time, and what belongs to it below.
+    let say = |text: &str| {
+        let stamp = format!("[{:5.1}s] ", begun.elapsed().as_secs_f64());
+        let below = format!("\n{:1$}", "", stamp.len());
         // Whoever closed stdout doesn't want to see it; the exit code tells all the same.
-        let _ = super::print(&format!("[{:5.1}s] {line}", begun.elapsed().as_secs_f64()));
+        let _ = super::print(&format!("{stamp}{}", text.replace('\n', &below)));
     };
     let closing = runtime.block_on(async {
         let stop = super::session::stop_on_signals("ending the demo")?;

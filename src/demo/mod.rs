@@ -18,7 +18,8 @@ use nixtail_proto::secret::Secret;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use graph::Attribution;
+use crate::report::terminal::Terminal;
+use graph::{Attribution, DERIVATIONS};
 use process::{Process, environment};
 
 /// The builders' names in the devnet.
@@ -27,6 +28,8 @@ const BUILDERS: [&str; 2] = ["demo-builder-1", "demo-builder-2"];
 const READY: Duration = Duration::from_secs(60);
 /// How long the build may take; it needs about two seconds of sleeping.
 const BUILD: Duration = Duration::from_secs(180);
+/// What stands before each line: the time.
+const INDENT: usize = 9;
 /// How long everything may take to be gone.
 const GONE: Duration = Duration::from_secs(15);
 
@@ -84,7 +87,7 @@ pub enum DemoError {
     Interrupted,
 }
 
-/// Runs the demo and tells of it through `say`. Returns the closing line.
+/// Runs the demo and tells of it through `say`: a line, or a line and what belongs below it. Returns the closing line.
 ///
 /// `nixtail` is the program to start for the roles. When `cancel` fires, all children are ended, the folder is removed
 /// and [`DemoError::Interrupted`] comes back.
@@ -123,6 +126,9 @@ impl Stage {
     async fn play(&mut self, say: &dyn Fn(&str)) -> Result<String, DemoError> {
         let nix_build = find("nix-build")?;
         let busybox = self.lay_out()?;
+        say(
+            "a tailnet on this machine alone: a control server, two builders, a coordinator; then Nix builds on the builders",
+        );
         say("looking whether Nix can have a throw-away store here");
         self.probe_store(&nix_build).await?;
 
@@ -154,6 +160,7 @@ impl Stage {
         say(&format!("coordinator {ready}"));
 
         let attribution = self.build(&nix_build, &busybox, say).await?;
+        say(&format!("nixtail summary\n{}", self.ask("summary").await?));
         let path = check::paths(&self.status().await?, &BUILDERS)?;
         say(&format!("path to the builders: {path}"));
         self.stop(say).await?;
@@ -287,13 +294,35 @@ impl Stage {
             while let Some(line) = heard.recv().await {
                 if let Some((builder, derivation)) = attribution.read(&line) {
                     say(&format!("  {builder} builds {derivation}"));
+                    if attribution.total() == DERIVATIONS / 2 {
+                        say(&format!("nixtail status, in mid-build\n{}", self.ask("status").await?));
+                    }
                 }
             }
+            Ok::<_, DemoError>(())
         };
-        let (ended, ()) = tokio::join!(nix.wait(BUILD), listening);
+        let (ended, listened) = tokio::join!(nix.wait(BUILD), listening);
         ended?;
+        listened?;
         check::outputs(&store, &attribution, &BUILDERS)?;
         Ok(attribution)
+    }
+
+    /// What a command shows of the coordinator, as it would in the terminal that the demo runs in.
+    async fn ask(&self, command: &'static str) -> Result<String, DemoError> {
+        let directory = self.path("coordinator");
+        let mut variables = environment(&directory.join("home"));
+        let terminal = Terminal::of(std::io::stdout());
+        let width = terminal.width.map(|width| width.saturating_sub(INDENT).max(1));
+        variables.extend(width.map(|width| ("COLUMNS".into(), width.to_string().into())));
+        variables.push(if terminal.colour {
+            ("CLICOLOR_FORCE".into(), "1".into())
+        } else {
+            ("NO_COLOR".into(), "1".into())
+        });
+        let arguments = vec![command.into(), "--socket".into(), self.socket("coordinator").into()];
+        let process = Process::start(command, &self.nixtail, arguments, variables, directory, |_| {}).await?;
+        Ok(process.wait(GONE).await?.stdout.trim_end().to_owned())
     }
 
     async fn status(&self) -> Result<serde_json::Value, DemoError> {

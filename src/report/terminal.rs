@@ -36,7 +36,8 @@ impl Terminal {
     pub const NONE: Self = Self { width: None, height: None, colour: false };
 
     /// Looks at where `output` goes, and whether people want colours there: `NO_COLOR` (<https://no-color.org>) and
-    /// `TERM=dumb` say no, `CLICOLOR_FORCE` says yes even where there is no terminal.
+    /// `TERM=dumb` say no, `CLICOLOR_FORCE` says yes even where there is no terminal. `COLUMNS` is the width where a pipe
+    /// hides the terminal.
     pub fn of(output: impl AsFd) -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0");
         let is_terminal = rustix::termios::isatty(output.as_fd());
@@ -44,7 +45,8 @@ impl Terminal {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         let colour = !no_colour && (set("CLICOLOR_FORCE") || (is_terminal && !dumb));
         if !is_terminal {
-            return Self { colour, ..Self::NONE };
+            let columns = std::env::var("COLUMNS").ok().and_then(|columns| columns.parse().ok());
+            return Self { width: columns.filter(|columns| *columns > 0), height: None, colour };
         }
         // A terminal that doesn't know its size says 0: then the size that terminals have always had.
         let size = rustix::termios::tcgetwinsize(output.as_fd()).ok();
@@ -101,7 +103,7 @@ mod tests {
     #[test]
     fn a_file_is_no_terminal() {
         let file = std::fs::File::open("/dev/null").unwrap();
-        assert_eq!(Terminal::of(&file).width, None);
+        assert_eq!(Terminal::of(&file).height, None);
     }
 
     #[test]

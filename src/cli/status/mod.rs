@@ -75,7 +75,9 @@ fn fetch(client: &Client) -> Result<Value, Failure> {
     let mut answer: Value = client.get("/status", DEADLINE)?;
     if answer.get("builders").is_none() {
         match client.get::<Value>("/builder", DEADLINE) {
-            Ok(builder) => {
+            Ok(mut builder) => {
+                // One number for the whole answer.
+                builder.as_object_mut().and_then(|builder| builder.remove("schema"));
                 if let Some(answer) = answer.as_object_mut() {
                     answer.insert("builder".to_owned(), builder);
                 }

@@ -6,7 +6,7 @@ use super::{BuilderSummary, Outcome, Summary, Sums};
 use crate::report::plain;
 use crate::report::table::{Cell, Column, Table};
 use crate::report::terminal::{Style, Terminal};
-use crate::report::words::{clock, duration, mebibytes, path, percent, round_trip};
+use crate::report::words::{bytes, clock, duration, path, percent, round_trip};
 
 /// The most lines of one kind below the table: of failed builds, of errors.
 const MAX_LINES: usize = 10;
@@ -37,8 +37,8 @@ fn table(summary: &Summary) -> Table {
         Column::number("CORES", 6),
         Column::text("PATH", 7),
         Column::number("RTT", 8),
-        Column::number("MiB IN", 5),
-        Column::number("MiB OUT", 5),
+        Column::number("IN", 5),
+        Column::number("OUT", 5),
         Column::number("BUILT", 1),
         Column::number("FAILED", 2),
         Column::number("LOST", 2),
@@ -75,8 +75,8 @@ fn row(builder: &BuilderSummary) -> Vec<Cell> {
 fn sums(sums: &Sums) -> [Cell; 7] {
     let bad = |number: u64| Cell::new(if number > 0 { Style::Bad } else { Style::Plain }, number.to_string());
     [
-        mebibytes(sums.bytes_in).into(),
-        mebibytes(sums.bytes_out).into(),
+        bytes(sums.bytes_in).into(),
+        bytes(sums.bytes_out).into(),
         sums.built.to_string().into(),
         bad(sums.failed),
         bad(sums.lost),
