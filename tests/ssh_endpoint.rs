@@ -483,7 +483,8 @@ async fn real_nix_pings_and_copies_through_real_ssh() {
 async fn facts_are_read_from_real_nix() {
     let folder = tempfile::tempdir().unwrap();
     let Some(host) = throw_away_nix(folder.path()) else { return };
-    let request = Request { host, login: "bob".into(), wishes: Wishes::default(), min_free_disk: 1 };
+    let request =
+        Request { host, login: "bob".into(), user: "bob".into(), wishes: Wishes::default(), min_free_disk: 1 };
     let Inspection { facts, problems, .. } = inspect(request).await.unwrap();
     assert!(problems.iter().all(|problem| !problem.kind.is_fatal()), "{problems:?}");
     assert!(facts.system.ends_with("-linux"), "{facts:?}");

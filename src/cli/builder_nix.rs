@@ -83,9 +83,17 @@ impl NixArgs {
     }
 
     async fn inspect(&self) -> Result<Inspection, Failure> {
+        let (user, login) = match (super::user_name(), &self.login) {
+            (Ok(user), Some(login)) => (user, login.clone()),
+            (Ok(user), None) => (user.clone(), user),
+            // It has a number, and what it is called is the operator's word.
+            (Err(_), Some(login)) => (login.clone(), login.clone()),
+            (Err(failure), None) => return Err(failure),
+        };
         let request = Request {
             host: self.host()?,
-            login: self.login.clone().map_or_else(super::user_name, Ok)?,
+            login,
+            user,
             wishes: Wishes {
                 max_jobs: self.max_jobs,
                 cores: self.cores,

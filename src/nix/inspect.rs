@@ -28,6 +28,8 @@ pub struct Request {
     pub host: NixHost,
     /// The user that coordinators log in as.
     pub login: String,
+    /// The user that this process is, whom Nix' daemon trusts or not.
+    pub user: String,
     /// What the operator wants of it.
     pub wishes: Wishes,
     /// The least free disk, in bytes.
@@ -65,7 +67,7 @@ pub enum InspectError {
 /// # Errors
 /// When Nix doesn't even say how it is configured. What else is wrong is among the problems.
 pub async fn inspect(request: Request) -> Result<Inspection, InspectError> {
-    let Request { mut host, login, wishes, min_free_disk } = request;
+    let Request { mut host, login, user, wishes, min_free_disk } = request;
     let inherited = std::mem::take(&mut host.settings);
     host.settings = configuration::given(&inherited, &wishes);
     // Blocking for a tenth of a second, on a thread for that.
@@ -90,6 +92,7 @@ pub async fn inspect(request: Request) -> Result<Inspection, InspectError> {
         && refuses_connections(host.store.daemon_socket()).await;
     let problems = problems(&Evidence {
         nobody_listens,
+        user: &user,
         login: &login,
         login_exists: has_user(&login).await,
         store: &host.store,

@@ -20,6 +20,8 @@ const LITTLE: u64 = 4;
 /// What is known of a machine that is to be a builder.
 #[derive(Debug)]
 pub(super) struct Evidence<'a> {
+    /// Whom the daemon sees.
+    pub(super) user: &'a str,
     pub(super) login: &'a str,
     /// Whether there is a user of that name here.
     pub(super) login_exists: bool,
@@ -148,12 +150,12 @@ fn build(evidence: &Evidence<'_>) -> Option<Problem> {
         build => build.as_ref().err(),
     };
     if evidence.findings.trusted == Some(false) {
-        let login = evidence.login;
+        let user = evidence.user;
         return Some(Problem::new(
             ProblemKind::NotTrusted,
-            format!("Nix' daemon doesn't trust {login}, and refuses what coordinators send"),
+            format!("Nix' daemon doesn't trust {user}, and refuses what coordinators send"),
             format!(
-                "add `trusted-users = root {login}` to /etc/nix/nix.conf and restart nix-daemon, or serve a store of your own with --store FOLDER"
+                "add `trusted-users = root {user}` to /etc/nix/nix.conf and restart nix-daemon, or serve a store of your own with --store FOLDER"
             ),
         ));
     }
@@ -190,12 +192,12 @@ fn connection(evidence: &Evidence<'_>, words: &str) -> Problem {
         return problem;
     }
     if relays {
-        let login = evidence.login;
+        let user = evidence.user;
         return Problem::new(
             ProblemKind::NotAllowed,
             format!("Nix' daemon at {} closed the connection without a word", socket.display()),
             format!(
-                "it may not let {login} in: add `allowed-users` and `trusted-users` with {login} to /etc/nix/nix.conf and restart nix-daemon; its log says more"
+                "it may not let {user} in: add `allowed-users` and `trusted-users` with {user} to /etc/nix/nix.conf and restart nix-daemon; its log says more"
             ),
         );
     }
@@ -372,7 +374,8 @@ mod tests {
             let on_disk = self.store.published().map_or_else(|| self.store.store_folder(), Into::into);
             let opened = Opened { on_disk, access: self.access };
             problems(&Evidence {
-                login: "bob",
+                user: "bob",
+                login: "nix",
                 login_exists: self.login_exists,
                 store: &self.store,
                 opened: &opened,

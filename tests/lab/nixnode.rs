@@ -3,6 +3,7 @@
 //!
 //! They share the network with the test, so that loopback is where headscale is. Only root can make them.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
@@ -80,6 +81,13 @@ impl NixVersion {
         let path = peers::require_nix_root(suite)?;
         let nix = fs::read_to_string(path.join(".nixtail-nix-version")).expect("the version of a side root's Nix");
         Some(Root { path, nix })
+    }
+}
+
+impl Root {
+    /// Its folder.
+    pub fn path(&self) -> &OsStr {
+        self.path.as_os_str()
     }
 }
 

@@ -176,10 +176,12 @@ fn read_log(lines: &[String]) -> Option<Inside> {
     })
 }
 
-/// The line of Nix' that says why: its first error, or its last words.
+/// The line of Nix' that says why: its last error that has words beside it (newer ones begin with a bare `error:` and the
+/// circumstances), or its last words.
 fn telling_line(words: &str) -> Option<String> {
     let mut lines = words.lines().map(str::trim).filter(|line| !line.is_empty());
-    let error = lines.clone().find(|line| line.contains("error:"));
+    let has_words = |line: &&str| line.split_once("error:").is_some_and(|(_, rest)| !rest.trim().is_empty());
+    let error = lines.clone().rfind(has_words);
     error.or_else(|| lines.next_back()).map(|line| plain(line).chars().take(300).collect())
 }
 
@@ -214,6 +216,8 @@ mod tests {
     #[test]
     fn the_telling_line_is_the_error() {
         assert_eq!(telling_line("warning: x\nerror: cannot connect\nbye\n").as_deref(), Some("error: cannot connect"));
+        let newer = "error:\n       \u{2026} while opening\n       error: creating '/nix': Permission denied\n";
+        assert_eq!(telling_line(newer).as_deref(), Some("error: creating '/nix': Permission denied"));
         assert_eq!(telling_line("one\ntwo\n").as_deref(), Some("two"));
         assert_eq!(telling_line("\n"), None);
     }
