@@ -193,7 +193,11 @@ impl NixNode {
         let id = entering.id();
         let pid = wait_for("a program in a node", PATIENCE, || {
             let children = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
-            children.split_whitespace().next().and_then(|child| child.parse().ok()).or(entering.ended().map(|_| 0))
+            children
+                .split_whitespace()
+                .next()
+                .and_then(|child| child.parse().ok())
+                .or_else(|| entering.ended().map(|_| 0))
         });
         NodeProcess { entering, pid }
     }
@@ -211,6 +215,16 @@ impl NixNode {
     pub fn count_processes(&self, mark: &str) -> usize {
         let said = self.run_ok(User::Root, ["ps", "-eo", "args"]);
         said.lines().filter(|line| line.contains(mark)).count()
+    }
+
+    /// Stops all that runs in it, as if the machine stood still. Its network stays silent.
+    pub fn freeze(&self) {
+        self.run_ok(User::Root, ["sh", "-c", "kill -STOP -1"]);
+    }
+
+    /// Lets it go on. What entered it by [`Self::start_process`] needs [`NodeProcess::thaw`], too.
+    pub fn thaw(&self) {
+        self.run_ok(User::Root, ["sh", "-c", "kill -CONT -1"]);
     }
 
     /// The arguments of `nsenter` for a program in the node. It dies with `nsenter`.
@@ -270,6 +284,11 @@ impl NodeProcess {
         }
     }
 
+    /// Lets `nsenter` go on, which stands still with its program.
+    pub fn thaw(&self) {
+        self.entering.signal(Signal::CONT);
+    }
+
     /// Sends it `signal` and waits for its end.
     pub fn end(&mut self, signal: Signal) -> ExitStatus {
         if self.ended().is_none() {
@@ -295,6 +314,7 @@ impl Drop for NodeProcess {
         // The program first: its end is what nsenter reports.
         if self.entering.ended().is_none() {
             self.signal(Signal::TERM);
+            self.thaw();
             let begun = std::time::Instant::now();
             while self.entering.ended().is_none() && begun.elapsed() < Duration::from_secs(5) {
                 std::thread::sleep(super::GLANCE);

@@ -3,8 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use crate::lab::PATIENCE;
 use crate::lab::nixnode::{NixNode, NixVersion, Root, User};
-use crate::stage::{BUILD, MULTI_USER, Stage, assert_no_lock_is_held};
+use crate::stage::{BUILD, MULTI_USER, SINGLE_USER, Stage, assert_no_lock_is_held};
 
 #[test]
 fn a_multi_user_pair_builds_with_a_builder_of_roots_and_of_a_trusted_user() {
@@ -106,4 +107,34 @@ fn rootless_pair(coordinators: &Root, builders: &Root, alices: &[&str], bobs: &[
     for node in [&node, &far] {
         assert_eq!(fs::read_dir(node.path("/nix")).unwrap().count(), 0, "something was written where nobody may");
     }
+}
+
+#[test]
+fn a_user_whom_the_builders_daemon_does_not_trust_is_told_before_joining() {
+    let Some(own) = NixVersion::Own.require() else { return };
+    let Some(stage) = Stage::start() else { return };
+    let node = stage.node("builder", &own, MULTI_USER);
+    let _daemon = node.start_daemon();
+    let mut builder = stage.unready_builder(&node, User::Bob, "builder", &[], &[]);
+    let status = builder.wait(2 * PATIENCE);
+    assert_eq!(status.code(), Some(78), "{}", builder.log());
+    assert!(builder.log().contains("trusted-users"), "{}", builder.log());
+    assert!(stage.headscale.nodes().is_empty(), "it joined all the same");
+}
+
+#[test]
+fn a_pair_with_the_store_elsewhere_builds_without_namespaces() {
+    let Some(own) = NixVersion::Own.require() else { return };
+    let Some(stage) = Stage::start() else { return };
+    let elsewhere = [
+        ("NIX_STORE_DIR", "/tmp/elsewhere/store"),
+        ("NIX_STATE_DIR", "/tmp/elsewhere/var/nix"),
+        ("NIX_LOG_DIR", "/tmp/elsewhere/var/log/nix"),
+    ];
+    let conf = format!("{SINGLE_USER}sandbox = false\n");
+    let (node, far) = (stage.node("coordinator", &own, &conf), stage.node("builder", &own, &conf));
+    stage.write_derivations(&node, User::Alice, "elsewhere");
+    let _builder = stage.builder_in(&far, User::Bob, "builder", &[], &elsewhere);
+    let coordinator = stage.coordinator_in(&node, User::Alice, &["builder"], &["--login", "bob"], &elsewhere);
+    coordinator.builds_top(&[], "/");
 }

@@ -111,23 +111,39 @@ impl Stage {
         environment: &[(&'n str, &'n str)],
     ) -> Coordinator<'n> {
         let builders = builders.join(" ");
-        let words = ["nixtail", "coordinator", "-vv", "--login-server", self.headscale.url()];
-        let words = words.into_iter().chain(["--hostname", "coordinator", "--builders", &builders]);
-        let words = words.chain(more.iter().copied());
-        let key = self.key(COORDINATOR);
-        let with_key = [environment, &[("TS_AUTHKEY", key.as_str())]].concat();
-        let mut process = node.start_process(user, words, &with_key);
+        let args = [&["--builders", &builders], more].concat();
+        let mut process = self.start_coordinator(node, user, &args, environment);
         let ready = process.wait_for_line("ready ", READY);
         let env = ready.split_once("tell Nix with: . ").map(|(_, env)| env.to_owned());
         Coordinator { process, node, client: user, env, environment: environment.to_vec() }
     }
 
+    /// `nixtail coordinator` with `args`, which may fail.
+    pub(crate) fn start_coordinator(
+        &self,
+        node: &NixNode,
+        user: User,
+        args: &[&str],
+        environment: &[(&str, &str)],
+    ) -> NodeProcess {
+        let words = ["nixtail", "coordinator", "-vv", "--login-server", self.headscale.url()];
+        let words = words.into_iter().chain(["--hostname", "coordinator"]).chain(args.iter().copied());
+        let key = self.key(COORDINATOR);
+        node.start_process(user, words, &[environment, &[("TS_AUTHKEY", key.as_str())]].concat())
+    }
+
     /// Writes the expression of these tests into the user's home, new to every store by `salt`.
     pub(crate) fn write_derivations(&self, node: &NixNode, user: User, salt: &str) {
+        let tools = self.write_tools(node, user);
+        node.write(user, user.home().join("default.nix"), &derivations(&tools, salt));
+    }
+
+    /// Writes a folder with a busybox into the user's home; returns it as the node sees it.
+    pub(crate) fn write_tools(&self, node: &NixNode, user: User) -> PathBuf {
         let tools = user.home().join("tools");
         fs::create_dir_all(node.path(&tools)).unwrap();
         fs::copy(&self.busybox, node.path(tools.join("busybox"))).unwrap();
-        node.write(user, user.home().join("default.nix"), &derivations(&tools, salt));
+        tools
     }
 }
 
