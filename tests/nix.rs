@@ -1,11 +1,15 @@
 //! The main job with real parts: Nix, OpenSSH, tailscaled and headscale against `nixtail` processes.
 #![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+#[path = "nix/command.rs"]
+mod command;
 mod lab;
 #[path = "nix/nix_at_hand.rs"]
 mod nix_at_hand;
 #[path = "nix/refusals.rs"]
 mod refusals;
+#[path = "nix/runs.rs"]
+mod runs;
 #[path = "nix/stage.rs"]
 mod stage;
 #[path = "nix/stranger.rs"]
@@ -122,8 +126,10 @@ fn builders_end_on_stop_and_nothing_is_left() {
         assert!(builder.process.log().contains("its coordinator stopped it"), "{}", builder.process.log());
     }
     assert_eq!(stage.nodes(), ["coordinator"], "an ephemeral node is gone as soon as it has ended");
+    assert_eq!(coordinator.stop_builders(), "", "a second time there is nothing to stop");
 
     assert!(coordinator.process.end(Signal::TERM).success());
+    assert_eq!(coordinator.stop_builders(), "", "nor where no coordinator runs any more");
     assert_eq!(stage.nodes(), [""; 0]);
     assert!(!run_folder.exists(), "{run_folder:?} is left");
     for socket in sockets {
@@ -183,10 +189,10 @@ fn a_coordinator_without_its_builders_exits_75_and_names_them() {
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(75), "{said}");
     assert!(ended.stdout.is_empty(), "it was never ready: {ended:?}");
-    assert!(said.contains("nobody (not in the netmap)"), "{said}");
-    assert!(said.contains("aloof (refused by policy: "), "{said}");
+    assert!(said.contains("nobody: not in the netmap"), "{said}");
+    assert!(said.contains("aloof: refused by policy: "), "{said}");
     assert_eq!(stage.nodes(), ["aloof"]);
-    assert!(!stage.path("run").exists() && !stage.path("coordinator.sock").exists());
+    assert!(!stage.path("loser.run").exists() && !stage.path("loser.sock").exists());
 }
 
 #[test]
@@ -196,7 +202,7 @@ fn a_claimed_builder_that_fails_its_probe_is_told_to_end() {
     let ended = stage.failing_coordinator(&["b1"], "3s", Path::new("/bin/false"));
     let said = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(75), "{said}");
-    assert!(said.contains("b1 (probe build failed: "), "{said}");
+    assert!(said.contains("b1: probe build failed: "), "{said}");
     assert!(builder.process.wait().success(), "{}", builder.process.log());
     assert!(builder.process.log().contains("its coordinator stopped it"), "{}", builder.process.log());
 }

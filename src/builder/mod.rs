@@ -28,6 +28,7 @@ use crate::ssh::{AdmissionControl, AllowedCommands, Endpoint, EndpointConfig, Ho
 use listening::Listening;
 use places::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_NODE, Places};
 pub use report::{BuilderStatus, MAX_REPORT_LINE, REPORT_SCHEMA, Report, ReportEvent, RunningBuild, SessionStatus};
+pub(crate) use verbs::Holder;
 use verbs::Verbs;
 
 /// The port of the SSH endpoint inside the tunnel.

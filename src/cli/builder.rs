@@ -36,6 +36,12 @@ pub(super) struct Args {
     /// End when the coordinator hasn't been heard of for so long, whatever control says of it.
     #[arg(long, value_name = "TIME", hide = true, default_value = "90s", value_parser = parse_duration)]
     claimer_silence: Duration,
+    /// The run that this builder is for: coordinators of other runs can't claim it.
+    #[arg(long, value_name = "NAME", value_parser = super::wanted::run_name)]
+    run: Option<String>,
+    /// The speed of one processor against a usual machine, instead of a measured one.
+    #[arg(long, value_name = "FACTOR", value_parser = speed_factor)]
+    speed_factor: Option<f64>,
     #[command(flatten)]
     nix: NixArgs,
 }
@@ -56,7 +62,13 @@ struct Serving<'a> {
 
 impl Role for Serving<'_> {
     async fn prepare(&mut self, config: &mut Config) -> Result<(), Failure> {
-        let Inspection { host: nix, facts, .. } = self.args.nix.ready().await?;
+        let Inspection { host: nix, mut facts, .. } = self.args.nix.ready().await?;
+        facts.run.clone_from(&self.args.run);
+        facts.speed = self.args.speed_factor.or(facts.speed);
+        if let (Some(run), false) = (&self.args.run, self.args.join.has_hostname()) {
+            // So that a coordinator of the run finds it without asking every builder.
+            config.hostname = nixtail_proto::names::valid_hostname(&format!("nb-{run}-{}", config.hostname));
+        }
         let host_key = HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error))?;
         config.ssh_host_keys = vec![host_key.public_line().to_owned()];
         let idle_timeout = Some(self.args.idle_timeout).filter(|after| !after.is_zero());
@@ -118,4 +130,9 @@ impl Role for Serving<'_> {
         }
         Ok(())
     }
+}
+
+fn speed_factor(text: &str) -> Result<f64, String> {
+    let factor = text.parse::<f64>().ok().filter(|factor| (0.01..=100.0).contains(factor));
+    factor.ok_or_else(|| "a speed factor is a number between 0.01 and 100".to_owned())
 }

@@ -1,20 +1,28 @@
 //! `nixtail coordinator`: joins, waits for its builders, and tells Nix of them.
 
+use std::cell::Cell;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
+use nixtail_proto::run::Told;
 use serde::{Deserialize, Serialize};
 
-use super::duration::parse_duration;
+use super::command::{self, Command};
 use super::join::JoinArgs;
+use super::progress;
 use super::session::{self, Background, Role};
+use super::wanted::{WantedArgs, words};
 use crate::agent::{Agent, Config};
 use crate::coordinator::mode::{Layout, Mode};
-use crate::coordinator::{Board, Coordinator, CoordinatorError, Options};
+use crate::coordinator::{Board, Coordinator, CoordinatorError, Offer, Options};
 use crate::local::{Request, Routes};
 use crate::nix::daemon::{DAEMON_SOCKET, on_path};
 use crate::report::{Exit, Failure, plain};
+
+/// How long the command may take to end where nobody told us to: the tunnel is gone, or a file can't be written.
+const UNTOLD_GRACE: Duration = Duration::from_secs(3);
 
 /// Join the tailnet as a coordinator: wait for builders, prove each one, and tell Nix of them.
 #[derive(clap::Args)]
@@ -26,12 +34,17 @@ pub(super) struct Args {
     /// At the end, write what came of the run into this folder: summary.md, summary.json, timeline.svg, timeline.mmd.
     #[arg(long, value_name = "FOLDER")]
     summary: Option<PathBuf>,
-    /// The builders' names, separated by blanks or commas.
-    #[arg(long, value_name = "NAMES", required = true)]
-    builders: String,
-    /// How long to wait until all of them are ready.
-    #[arg(long, value_name = "TIME", default_value = "360s", value_parser = parse_duration)]
-    wait: Duration,
+    #[command(flatten)]
+    wanted: WantedArgs,
+    /// Builds at once on each builder, instead of what it says itself.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    max_jobs: Option<u32>,
+    /// The speed factor of each builder, instead of one by its speed.
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(1..))]
+    speed_factor: Option<u32>,
+    /// Let only builds that ask for all of these features go to the builders.
+    #[arg(long, value_name = "FEATURES")]
+    mandatory_features: Option<String>,
     /// How Nix is told: `own-store` by environment variables, `system` by root's files, `auto` by what this machine has.
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: ModeArg,
@@ -47,6 +60,13 @@ pub(super) struct Args {
     /// The `nix-build` to prove builders with [default: the one on PATH].
     #[arg(long, value_name = "PATH")]
     nix_build: Option<PathBuf>,
+    /// How often CMD is run again where it failed while a builder was lost.
+    #[arg(long, value_name = "NUMBER", default_value_t = 2)]
+    retries: u32,
+    /// A command to run with Nix set up: then the builders are stopped, and its exit code is ours. Nix' own `max-jobs` says
+    /// how much is built here beside that; `--max-jobs 0` builds nothing here.
+    #[arg(last = true, value_name = "CMD", conflicts_with = "background")]
+    command: Vec<OsString>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -77,14 +97,31 @@ pub(super) struct EndedAfter {
     pub(super) after: u64,
 }
 
-pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    session::run(&args.join, &args.background, Coordinating { args, options: None, coordinator: None })
+/// Gives the exit code: that of the command, where there is one.
+pub(super) fn run(args: &Args) -> Result<u8, Failure> {
+    let code = Cell::new(None);
+    let command =
+        (!args.command.is_empty()).then(|| Command::new(args.command.clone(), args.retries, args.wanted.wait));
+    let role = Coordinating { args, options: None, coordinator: None, command, code: &code, grace: UNTOLD_GRACE };
+    match (session::run(&args.join, &args.background, role), code.get()) {
+        // What went wrong in the end mustn't hide that the command failed.
+        (Err(failure), Some(code)) if code != 0 => {
+            super::say(&failure);
+            Ok(code)
+        }
+        (ended, code) => ended.map(|()| code.unwrap_or(0)),
+    }
 }
 
 struct Coordinating<'a> {
     args: &'a Args,
     options: Option<Options>,
     coordinator: Option<Coordinator>,
+    command: Option<Command>,
+    /// How the command ended, once it has.
+    code: &'a Cell<Option<u8>>,
+    /// How long it may take to end.
+    grace: Duration,
 }
 
 impl Role for Coordinating<'_> {
@@ -106,23 +143,47 @@ impl Role for Coordinating<'_> {
 
     async fn ready(&mut self) -> Result<Option<String>, Failure> {
         let Some(coordinator) = &mut self.coordinator else { return Ok(None) };
-        coordinator.ready().await.map_err(failure)?;
-        let builders = coordinator.board().builders();
+        let progress = coordinator.board().progress();
+        tokio::select! {
+            ready = coordinator.ready() => ready.map_err(failure)?,
+            () = progress::tell(progress) => {}
+        }
+        let mut builders = coordinator.board().builders();
+        builders.retain(|builder| builder.ready);
         let systems: std::collections::BTreeSet<_> =
             builders.iter().filter_map(|builder| builder.system.as_deref()).map(plain).collect();
         let systems = systems.into_iter().collect::<Vec<_>>().join(", ");
-        let env = coordinator.layout().map(Layout::env).filter(|env| is_not_empty(env));
+        let told = coordinator.told().filter(|told| told.is_by_environment() && self.command.is_none());
+        let env = told.map(|told| told.layout().env());
         Ok(Some(ready_words(builders.len(), &systems, env.as_deref())))
     }
 
     async fn finished(&mut self) -> Result<(), Failure> {
-        match &mut self.coordinator {
-            Some(coordinator) => coordinator.work().await.map_err(failure),
-            None => Ok(()),
+        match (&mut self.coordinator, &mut self.command) {
+            (Some(coordinator), Some(command)) => {
+                self.code.set(Some(command.run(coordinator).await?));
+                Ok(())
+            }
+            (Some(coordinator), None) => coordinator.work().await.map_err(failure),
+            (None, _) => Ok(()),
         }
     }
 
+    fn told(&mut self, _: Told) -> Duration {
+        self.grace = command::GRACE;
+        if self.command.is_some() { self.grace } else { Duration::ZERO }
+    }
+
+    fn leaves_stdout(&self) -> bool {
+        self.command.is_some()
+    }
+
     async fn stop(&mut self) -> Result<(), Failure> {
+        if let Some(command) = &mut self.command
+            && let Some(code) = command.end(self.grace).await
+        {
+            self.code.set(Some(code));
+        }
         let Some(coordinator) = &mut self.coordinator else { return Ok(()) };
         // Before they are told to end: what goes because of us hasn't gone wrong.
         let summary = coordinator.board().summary().await;
@@ -143,11 +204,7 @@ fn ready_words(count: usize, systems: &str, env: Option<&Path>) -> String {
 }
 
 fn options(args: &Args) -> Result<Options, Failure> {
-    let builders: Vec<String> =
-        args.builders.split([',', ' ', '\n']).filter(|name| !name.is_empty()).map(str::to_owned).collect();
-    if builders.is_empty() {
-        return Err(Failure::new(Exit::Usage, "--builders names none"));
-    }
+    let wanted = args.wanted.wanted()?;
     let socket = args.join.socket.path()?.as_path().to_owned();
     let absolute = |path: &Path| {
         std::path::absolute(path)
@@ -185,11 +242,16 @@ fn options(args: &Args) -> Result<Options, Failure> {
         .next("run the coordinator as root, or use a store of your own: --store FOLDER here and with Nix"));
     }
     let options = Options {
-        builders,
+        wanted,
+        run: args.wanted.run.clone(),
+        offer: Offer {
+            max_jobs: args.max_jobs,
+            speed_factor: args.speed_factor,
+            mandatory_features: args.mandatory_features.as_deref().map(words).into_iter().flatten().collect(),
+        },
         login: args.login.clone().map_or_else(super::user_name, Ok)?,
-        wait: args.wait,
         mode,
-        layout: Layout::of_system(run),
+        layout: Layout::of_system(run, socket.clone()),
         nixtail: std::env::current_exe()
             .map_err(|error| Failure::new(Exit::General, format!("this program's own path is unknown: {error}")))?,
         socket,
@@ -244,10 +306,6 @@ fn add_routes(routes: &mut Routes, board: &Board) {
             Ok(Stopped { builders: builders.collect() })
         }
     });
-}
-
-fn is_not_empty(path: &Path) -> bool {
-    std::fs::metadata(path).is_ok_and(|found| found.len() > 0)
 }
 
 fn failure(error: CoordinatorError) -> Failure {

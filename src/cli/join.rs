@@ -67,6 +67,11 @@ impl JoinArgs {
         })
     }
 
+    /// Whether this node was given a name.
+    pub(super) fn has_hostname(&self) -> bool {
+        self.hostname.as_ref().is_some_and(|name| !name.is_empty())
+    }
+
     /// What the agent joins with.
     pub(super) fn config(&self, credential: Credential) -> Result<Config, Failure> {
         let hostname = self.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(machine_name);

@@ -4,6 +4,7 @@ mod background;
 mod bench;
 mod builder;
 mod builder_nix;
+mod command;
 mod coordinator;
 #[cfg(feature = "devnet")]
 mod demo;
@@ -15,6 +16,7 @@ mod ip;
 mod join;
 mod nc;
 mod ping;
+mod progress;
 mod session;
 mod size;
 mod socket;
@@ -23,6 +25,7 @@ mod stop_builders;
 mod summary;
 mod up;
 mod version;
+mod wanted;
 
 use std::process::ExitCode;
 
@@ -70,7 +73,10 @@ pub fn main() -> ExitCode {
     let ended = match line.command {
         Command::Up(args) => up::run(&args),
         Command::Builder(args) => builder::run(&args),
-        Command::Coordinator(args) => coordinator::run(&args),
+        Command::Coordinator(args) => match coordinator::run(&args) {
+            Ok(code) => return ExitCode::from(code),
+            Err(failure) => Err(failure),
+        },
         Command::StopBuilders(args) => stop_builders::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Summary(args) => summary::run(&args),

@@ -55,6 +55,10 @@ pub(super) trait Role {
     }
     /// Ends the role's work, before the node leaves.
     async fn stop(&mut self) -> Result<(), Failure>;
+    /// Whether the ready line goes to stderr, because stdout is somebody else's.
+    fn leaves_stdout(&self) -> bool {
+        false
+    }
 }
 
 /// Runs a role from join to leave.
@@ -166,7 +170,12 @@ async fn work(agent: &Agent, role: &mut impl Role, begun: Instant) -> Result<(),
     let addresses: Vec<String> = status.own.addresses.iter().map(ToString::to_string).collect();
     tracing::info!(seconds = begun.elapsed().as_secs_f64(), "ready");
     let more = more.map(|more| format!(" {more}")).unwrap_or_default();
-    super::print(&format!("ready {} {}{more}", plain(&status.own.dns_name), addresses.join(" ")))?;
+    let line = format!("ready {} {}{more}", plain(&status.own.dns_name), addresses.join(" "));
+    if role.leaves_stdout() {
+        super::say(&line);
+    } else {
+        super::print(&line)?;
+    }
     role.finished().await
 }
 

@@ -3,12 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use nixtail_proto::run::BuilderFacts;
+use nixtail_proto::run::{BuilderFacts, Progress};
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::chronicle::Chronicle;
 use super::prove::Prover;
 use crate::agent::Agent;
+use crate::report::plain;
 
 /// How a builder stands, for people and scripts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,11 +34,25 @@ pub struct Board {
     prover: Arc<Prover>,
     shown: Arc<Mutex<Vec<BuilderStatus>>>,
     chronicle: Chronicle,
+    progress: watch::Sender<String>,
+    stopping: CancellationToken,
+}
+
+/// A line of progress, fit to be shown: each builder's part is bounded by itself, so that no long one hides the others.
+pub(super) fn line(progress: &Progress) -> String {
+    progress.to_string().split("; ").map(plain).collect::<Vec<_>>().join("; ")
 }
 
 impl Board {
     pub(super) fn new(prover: Arc<Prover>) -> Self {
-        Self { prover, shown: Arc::default(), chronicle: Chronicle::begin(Instant::now()) }
+        let (progress, _) = watch::channel(String::new());
+        Self {
+            prover,
+            shown: Arc::default(),
+            chronicle: Chronicle::begin(Instant::now()),
+            progress,
+            stopping: CancellationToken::new(),
+        }
     }
 
     /// What is remembered of the run: to be told of builds and errors, and asked about them.
@@ -48,9 +65,25 @@ impl Board {
         &self.prover.agent
     }
 
-    pub(super) fn show(&self, statuses: Vec<BuilderStatus>) {
+    pub(super) fn show(&self, statuses: Vec<BuilderStatus>, progress: String) {
         self.remember(&statuses);
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = statuses;
+        self.progress.send_if_modified(|shown| {
+            let is_new = *shown != progress;
+            *shown = progress;
+            is_new
+        });
+    }
+
+    /// Cancelled when the builders are told to end: from then on none is tried or listed.
+    pub(super) fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// How the waiting goes: one line, fit to be shown, whenever it changes.
+    #[must_use]
+    pub fn progress(&self) -> watch::Receiver<String> {
+        self.progress.subscribe()
     }
 
     /// Whoever becomes ready or is ready no more is so from now on, unless somebody who knew better said so before.
@@ -73,8 +106,10 @@ impl Board {
         self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Tells every claimed builder to end. Returns each one's name with what kept it from hearing, if anything did.
+    /// Tells every claimed builder to end, those that never became ready, too; no other one is claimed from then on. Returns
+    /// each one's name with what kept it from hearing, if anything did. Those that were told before aren't among them.
     pub async fn stop_builders(&self) -> Vec<(String, Result<(), String>)> {
+        self.stopping.cancel();
         let stops = self.prover.claims.all().into_iter().map(|(name, claim)| {
             let prover = Arc::clone(&self.prover);
             async move {

@@ -1,6 +1,6 @@
 //! A coordinator: finds its builders, proves and claims them, and tells Nix of them while they are there.
 //!
-//! When a builder is tried, and when the waiting is over, is decided in [`nixtail_proto::run::Builders`].
+//! Who is tried when, who is claimed, and when the waiting is over is decided in [`nixtail_proto::run::Builders`].
 
 mod board;
 pub mod borrowed;
@@ -13,16 +13,18 @@ mod status;
 pub mod verbs;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::run::{Builders, Failure, Settled, Standing};
+use nixtail_proto::run::{
+    Action, Attempt, Builders, ClaimRefusal, Failure, Met, Progress, Settled, Speed, Standing, Step, speed_factors,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
+use crate::report::plain;
 use borrowed::PlaceError;
 use claims::Claims;
 use mode::{Layout, Told};
@@ -30,7 +32,7 @@ use prove::{Acquaintance, Prover};
 
 pub use board::{Board, BuilderStatus};
 pub use chronicle::Chronicle;
-pub use options::Options;
+pub use options::{Offer, Options};
 pub use status::{BuilderView, CoordinatorStatus, EndedBuilds, Live, RunningBuild};
 
 /// Nothing is due for so long that looking again is free.
@@ -39,6 +41,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 /// How long the builders may take to hear, at the end, that they shall end.
 const STOP_BUILDERS: Duration = Duration::from_secs(4);
 
+/// How many losses are remembered for whoever asks.
+const MAX_LOSSES: usize = 256;
+
 /// Why a coordinator couldn't begin or go on.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -46,46 +51,46 @@ pub enum CoordinatorError {
     /// A file couldn't be written.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// The waiting is over and these are missing.
-    #[error("builders are missing after {} s: {}", waited.as_secs(), list(missing))]
+    /// The waiting is over and some are missing.
+    #[error("builders are missing after {} s: {}", waited.as_secs(), board::line(missing))]
     Missing {
         /// How long it waited.
         waited: Duration,
         /// Who, and why.
-        missing: Vec<(String, Standing)>,
+        missing: Progress,
     },
 }
 
 /// A coordinator at work. [`Coordinator::work`] must be polled for anything to happen.
 pub struct Coordinator {
     prover: Arc<Prover>,
-    wait: Duration,
+    begun: Instant,
     told: Option<Told>,
     builders: Builders,
     known: BTreeMap<String, Acquaintance>,
     tries: JoinSet<Tried>,
-    /// The number of each builder's latest try. What an earlier one comes to is of a builder that has gone since.
-    latest: BTreeMap<String, u64>,
-    /// Ready builders that control calls offline, being asked whether they live.
-    watched: BTreeSet<String>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
+    /// What was written last: ssh's files and the machines list.
+    written: Option<[String; 3]>,
+    /// Who was ready at the last look.
+    listed: BTreeSet<String>,
+    /// Who was lost since somebody asked last.
+    losses: Vec<String>,
     board: Board,
 }
 
-/// How a step of a try ended.
+/// A step that has ended.
 struct Tried {
-    name: String,
-    number: u64,
-    result: Result<Acquaintance, Failure>,
-    step: TryStep,
+    attempt: Attempt,
+    end: StepEnd,
 }
 
-/// The two steps of a try, between which ssh's files are written; and the watch over one that control calls offline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum TryStep {
-    Met,
-    Probed,
-    Watched,
+enum StepEnd {
+    Met(Result<Box<Acquaintance>, Failure>),
+    Claimed(Result<(), ClaimRefusal>),
+    Probed(Result<(), Failure>),
+    Released,
+    Watched(Result<(), Failure>),
 }
 
 impl Coordinator {
@@ -94,29 +99,34 @@ impl Coordinator {
     /// # Errors
     /// When a place can't be written.
     pub fn begin(agent: &Agent, options: Options, uid: u32) -> Result<Self, CoordinatorError> {
-        let socket_folder = options.socket.parent().map(PathBuf::from).unwrap_or_default();
+        let socket_folder = options.socket.parent().map(std::path::PathBuf::from).unwrap_or_default();
         let told = Told::begin(options.mode, options.layout.clone(), uid, &[&options.nixtail, &socket_folder])?;
-        if let Err(error) = told.write_ssh("", "").and_then(|()| told.write_machines("")) {
-            told.end_after(&error);
-            return Err(error.into());
-        }
-        let (wait, builders) = (options.wait, options.builders.clone());
+        let begun = Instant::now();
+        let builders = Builders::new(begun, options.wanted.clone(), agent.node_key());
         let prover = Arc::new(Prover { agent: agent.clone(), options, claims: Claims::default() });
         let mut netmap = agent.netmap();
         // The first look must not wait for a change.
         netmap.mark_changed();
-        Ok(Self {
+        let mut coordinator = Self {
             board: Board::new(Arc::clone(&prover)),
             prover,
-            wait,
+            begun,
             told: Some(told),
-            builders: Builders::new(Instant::now(), wait, builders),
+            builders,
             known: BTreeMap::new(),
             tries: JoinSet::new(),
-            latest: BTreeMap::new(),
-            watched: BTreeSet::new(),
             netmap,
-        })
+            written: None,
+            listed: BTreeSet::new(),
+            losses: Vec::new(),
+        };
+        if let Err(error) = coordinator.write() {
+            if let Some(told) = coordinator.told.take() {
+                told.end_after(&error);
+            }
+            return Err(error.into());
+        }
+        Ok(coordinator)
     }
 
     /// What others may see and ask.
@@ -125,21 +135,23 @@ impl Coordinator {
         self.board.clone()
     }
 
-    /// Works until all builders are ready. Cancel safe, like [`Self::work`].
+    /// Works until enough builders are ready. Cancel safe, like [`Self::work`].
     ///
     /// # Errors
     /// When the waiting is over before that, or a file can't be written.
     pub async fn ready(&mut self) -> Result<(), CoordinatorError> {
         loop {
-            match self.builders.settled(Instant::now()) {
-                Settled::Ready => return Ok(()),
-                Settled::Missing(missing) => return Err(CoordinatorError::Missing { waited: self.wait, missing }),
-                Settled::Waiting => self.step().await?,
+            match self.builders.poll_settled(Instant::now()) {
+                Some(Settled::Ready) => return Ok(()),
+                Some(Settled::Missing(missing)) => {
+                    return Err(CoordinatorError::Missing { waited: self.begun.elapsed(), missing });
+                }
+                None => self.step().await?,
             }
         }
     }
 
-    /// Keeps Nix's list true: builders that go leave it, those that come back are proved again. Ends only with an error.
+    /// Keeps Nix's list true: builders that go leave it, those that come are proved and join it. Ends only with an error.
     ///
     /// # Errors
     /// When a file can't be written.
@@ -154,6 +166,52 @@ impl Coordinator {
             ended = steps => ended,
             never = board.follow_paths() => match never {},
         }
+    }
+
+    /// Asks every builder in the list for a sign of life, now, and says who was lost since the last call: also who answers
+    /// no more at this moment.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub async fn take_losses(&mut self) -> Result<Vec<String>, CoordinatorError> {
+        let asked = self.listed.iter().filter_map(|name| self.known.get_key_value(name));
+        let questions = asked.map(|(name, known)| {
+            let prover = Arc::clone(&self.prover);
+            async move { (name.clone(), prover.sign_of_life(name, known).await) }
+        });
+        for (name, answer) in futures::future::join_all(questions).await {
+            if let Err(failure) = answer {
+                tracing::warn!(builder = %name, reason = %failure.reason, "answers no more");
+                self.builders.handle_lost(Instant::now(), &name);
+            }
+        }
+        self.settle()?;
+        Ok(std::mem::take(&mut self.losses))
+    }
+
+    /// Forgets who was lost until now.
+    pub fn forget_losses(&mut self) {
+        self.losses.clear();
+    }
+
+    /// Works until a builder for each wanted system is ready again, `patience` at the most; says whether they are. Cancel safe.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub async fn ready_again(&mut self, patience: Duration) -> Result<bool, CoordinatorError> {
+        let waiting = async {
+            while self.listed.is_empty() || !self.builders.covers_systems() {
+                self.step().await?;
+            }
+            Ok(true)
+        };
+        tokio::time::timeout(patience, waiting).await.unwrap_or(Ok(false))
+    }
+
+    /// How Nix is told.
+    #[must_use]
+    pub fn told(&self) -> Option<&Told> {
+        self.told.as_ref()
     }
 
     /// Where the files for Nix are.
@@ -183,115 +241,138 @@ impl Coordinator {
 
     async fn step(&mut self) -> Result<(), CoordinatorError> {
         let now = Instant::now();
-        while let Some(name) = self.builders.poll_try(now) {
-            let prover = Arc::clone(&self.prover);
-            let number = self.latest.entry(name.clone()).or_default();
-            *number += 1;
-            let number = *number;
-            self.tries.spawn(async move {
-                let result = prover.meet(&name).await;
-                Tried { name, number, result, step: TryStep::Met }
-            });
+        if self.board.stopping().is_cancelled() {
+            self.builders.handle_stopped();
         }
-        let due = self.builders.poll_timeout(now).unwrap_or(now + LOOK_AGAIN);
+        while let Some(action) = self.builders.poll_action(now) {
+            self.start(action)?;
+        }
+        self.settle()?;
+        let due = self.builders.poll_timeout().unwrap_or(now + LOOK_AGAIN);
+        let stopping = self.board.stopping().clone();
         tokio::select! {
             changed = self.netmap.changed() => match changed {
-                Ok(()) => self.handle_netmap()?,
+                Ok(()) => self.handle_netmap(),
                 // The agent is ending, and whoever runs us with it.
                 Err(_) => std::future::pending().await,
             },
             Some(tried) = self.tries.join_next(), if !self.tries.is_empty() => {
+                // One that broke off is given up in time.
                 if let Ok(tried) = tried {
-                    self.handle_tried(tried)?;
+                    self.handle_tried(tried);
                 }
             }
             () = tokio::time::sleep_until(due.into()) => {}
+            () = stopping.cancelled(), if !self.builders.is_stopped() => self.builders.handle_stopped(),
         }
+        self.settle()
+    }
+
+    /// Sets one step going. Each has a deadline of its own.
+    fn start(&mut self, Action { step, attempt }: Action) -> Result<(), CoordinatorError> {
+        let name = attempt.name.clone();
+        let known = self.known.get(&name).cloned();
+        if step == Step::Probe {
+            // Nix comes by ssh's files.
+            self.write()?;
+        }
+        let prover = Arc::clone(&self.prover);
+        self.tries.spawn(async move {
+            let end = match (step, known) {
+                (Step::Meet, _) => StepEnd::Met(prover.meet(&name).await.map(Box::new)),
+                (Step::Claim, Some(known)) => StepEnd::Claimed(prover.claim(&name, &known).await),
+                (Step::Watch, Some(known)) => StepEnd::Watched(prover.watch(&name, &known).await),
+                (Step::Probe, _) => StepEnd::Probed(prover.probe(&name).await),
+                (Step::Release, _) => {
+                    prover.release(&name).await;
+                    StepEnd::Released
+                }
+                // It left in between: what comes of this is of no interest.
+                (Step::Claim | Step::Watch, None) => StepEnd::Released,
+            };
+            Tried { attempt, end }
+        });
+        Ok(())
+    }
+
+    fn handle_netmap(&mut self) {
+        let Some(netmap) = self.netmap.borrow_and_update().clone() else { return };
+        self.prover.claims.keep(|key| netmap.peer_by_key(key).is_some());
+        self.builders.handle_netmap(Instant::now(), self.prover.options.wanted.sightings(&netmap));
+        let builders = &self.builders;
+        self.known.retain(|name, known| builders.key_of(name) == Some(known.node_key));
+    }
+
+    fn handle_tried(&mut self, Tried { attempt, end }: Tried) {
+        let (now, name) = (Instant::now(), attempt.name.as_str());
+        let failed = |failure: &Failure| {
+            tracing::info!(builder = %name, stage = %failure.stage, reason = %failure.reason, "not ready");
+        };
+        match end {
+            StepEnd::Met(result) => {
+                let result = result.inspect_err(failed).map(|known| {
+                    let systems = std::iter::once(&known.facts.system).chain(&known.facts.extra_platforms).cloned();
+                    let met = Met { systems: systems.collect(), run: known.facts.run.clone() };
+                    if self.builders.key_of(name) == Some(known.node_key) {
+                        self.known.insert(name.to_owned(), *known);
+                    }
+                    met
+                });
+                self.builders.handle_met(now, &attempt, result);
+            }
+            StepEnd::Claimed(result) => self.builders.handle_claimed(now, &attempt, result),
+            StepEnd::Probed(result) => self.builders.handle_probed(now, &attempt, result.inspect_err(failed)),
+            StepEnd::Released => self.builders.handle_released(&attempt),
+            StepEnd::Watched(result) => self.builders.handle_watched(now, &attempt, result.inspect_err(failed)),
+        }
+    }
+
+    /// Brings everything in line with how the builders stand now.
+    fn settle(&mut self) -> Result<(), CoordinatorError> {
+        while let Some(name) = self.builders.poll_lost() {
+            self.losses.push(name);
+            self.losses.truncate(MAX_LOSSES);
+        }
+        let listed: BTreeSet<String> = self.builders.ready().map(str::to_owned).collect();
+        for name in self.listed.difference(&listed) {
+            tracing::warn!(builder = %name, "is gone; Nix is told of it no more");
+        }
+        for name in listed.difference(&self.listed) {
+            tracing::info!(builder = %name, "ready");
+        }
+        self.listed = listed;
+        self.write()?;
         self.show();
         Ok(())
     }
 
-    fn handle_netmap(&mut self) -> Result<(), CoordinatorError> {
-        let Some(netmap) = self.netmap.borrow_and_update().clone() else { return Ok(()) };
-        self.prover.claims.keep(|key| netmap.peer_by_key(key).is_some());
-        let gone = heed(&netmap, &mut self.builders, &mut self.known, Instant::now());
-        for name in &gone {
-            tracing::warn!(builder = %name, "left the tailnet; Nix is told of it no more");
-            // What its tries and its watch come to is of no use; the next try counts on.
-            self.watched.remove(name);
-            *self.latest.entry(name.clone()).or_default() += 1;
-        }
-        self.watch_offline(&netmap);
-        if gone.is_empty() { Ok(()) } else { self.write() }
-    }
-
-    /// Nix asks its builders one after the other and waits for each: one that is dead must leave its list, whereas one that
-    /// only control has lost from sight goes on building.
-    fn watch_offline(&mut self, netmap: &Netmap) {
-        let offline =
-            |known: &Acquaintance| netmap.peer_by_key(&known.node_key).is_some_and(|node| node.online == Some(false));
-        let ready = self.builders.standings().filter(|(_, standing)| **standing == Standing::Ready);
-        for (name, known) in ready.filter_map(|(name, _)| self.known.get_key_value(name)) {
-            if offline(known) && self.watched.insert(name.clone()) {
-                let (prover, name, known) = (Arc::clone(&self.prover), name.clone(), known.clone());
-                let number = self.latest.get(&name).copied().unwrap_or_default();
-                self.tries.spawn(async move {
-                    let result = prover.watch(&name, &known).await.map(|()| known);
-                    Tried { name, number, result, step: TryStep::Watched }
-                });
-            }
-        }
-    }
-
-    fn handle_tried(&mut self, tried: Tried) -> Result<(), CoordinatorError> {
-        let Tried { name, number, result, step } = tried;
-        if self.latest.get(&name) != Some(&number) {
-            return Ok(());
-        }
-        let now = Instant::now();
-        match (step, result) {
-            (TryStep::Watched, result) => {
-                self.watched.remove(&name);
-                let Err(failure) = result else { return Ok(()) };
-                tracing::warn!(builder = %name, reason = %failure.reason, "answers no more; Nix is told of it no more");
-                self.known.remove(&name);
-                self.builders.handle_lost(now, &name);
-                self.write()
-            }
-            (_, Err(failure)) => {
-                tracing::info!(builder = %name, stage = %failure.stage, reason = %failure.reason, "not ready");
-                self.known.remove(&name);
-                self.builders.handle_tried(now, &name, Err(failure));
-                Ok(())
-            }
-            (TryStep::Met, Ok(met)) => {
-                self.known.insert(name.clone(), met.clone());
-                self.write()?;
-                let prover = Arc::clone(&self.prover);
-                self.tries.spawn(async move {
-                    let result = prover.probe(&name).await.map(|()| met);
-                    Tried { name, number, result, step: TryStep::Probed }
-                });
-                Ok(())
-            }
-            (TryStep::Probed, Ok(_)) => {
-                self.builders.handle_tried(now, &name, Ok(()));
-                tracing::info!(builder = %name, "ready");
-                self.write()
-            }
-        }
-    }
-
-    /// Writes ssh's files for all that are known, and Nix's list of those that are ready.
-    fn write(&mut self) -> Result<(), CoordinatorError> {
+    /// Writes ssh's files for all that are known, and Nix's list of those that are ready, where they have changed.
+    fn write(&mut self) -> Result<(), PlaceError> {
         let Some(told) = &self.told else { return Ok(()) };
         let ssh: String = self.known.values().map(|known| known.ssh_host.as_str()).collect();
         let known_hosts: String = self.known.values().map(|known| known.known_hosts.as_str()).collect();
-        told.write_ssh(&ssh, &known_hosts)?;
-        let ready = self.builders.standings().filter(|(_, standing)| **standing == Standing::Ready);
-        let machines: String =
-            ready.filter_map(|(name, _)| self.known.get(name)).map(|known| format!("{}\n", known.machine)).collect();
-        Ok(told.write_machines(&machines)?)
+        let files = [ssh, known_hosts, self.machines()];
+        if self.written.as_ref() == Some(&files) {
+            return Ok(());
+        }
+        let [ssh, known_hosts, machines] = &files;
+        told.write_ssh(ssh, known_hosts)?;
+        told.write_machines(machines)?;
+        self.written = Some(files);
+        Ok(())
+    }
+
+    fn machines(&self) -> String {
+        let ready: Vec<&Acquaintance> = self.builders.ready().filter_map(|name| self.known.get(name)).collect();
+        let speeds: Vec<Speed> =
+            ready.iter().map(|known| Speed { speed: known.facts.speed, max_jobs: known.machine.max_jobs }).collect();
+        let factors =
+            speed_factors(&speeds).into_iter().map(|found| self.prover.options.offer.speed_factor.unwrap_or(found));
+        let lines = ready.into_iter().zip(factors).filter_map(|(known, speed_factor)| {
+            // Checked when it was met.
+            crate::nix::machines::Machine { speed_factor, ..known.machine.clone() }.line().ok()
+        });
+        lines.map(|line| format!("{line}\n")).collect()
     }
 
     fn show(&self) {
@@ -299,95 +380,12 @@ impl Coordinator {
             let facts = self.known.get(name).map(|known| &known.facts);
             BuilderStatus {
                 name: name.to_owned(),
-                standing: crate::report::plain(&standing.to_string()),
+                standing: plain(&standing.to_string()),
                 ready: *standing == Standing::Ready,
                 system: facts.map(|facts| facts.system.clone()),
                 cores: facts.map(|facts| facts.cores),
             }
         });
-        self.board.show(statuses.collect());
-    }
-}
-
-/// Tells `builders` who is in the netmap, and takes those that left it from `known`, whose names it returns.
-fn heed(
-    netmap: &Netmap,
-    builders: &mut Builders,
-    known: &mut BTreeMap<String, Acquaintance>,
-    now: Instant,
-) -> Vec<String> {
-    let present = |known: &BTreeMap<String, Acquaintance>, name: &str| {
-        let found = nixtail_proto::names::resolve(netmap, name).ok().and_then(|(_, key)| key);
-        let Some(node) = found.and_then(|key| netmap.peer_by_key(&key)) else { return false };
-        match known.get(name) {
-            // A ready builder that control calls offline may still answer; one with a new key is another one.
-            Some(known) => known.node_key == node.key,
-            None => node.online != Some(false),
-        }
-    };
-    builders.handle_netmap(now, |name| present(known, name));
-    let is_gone = |standing: &Standing| matches!(standing, Standing::Gone | Standing::Awaited);
-    let standings = builders.standings().filter(|(name, standing)| is_gone(standing) && known.contains_key(*name));
-    let gone: Vec<String> = standings.map(|(name, _)| name.to_owned()).collect();
-    for name in &gone {
-        known.remove(name);
-    }
-    if !gone.is_empty() {
-        // Another one of the same name may be there already; no further netmap need come for it.
-        builders.handle_netmap(now, |name| present(known, name));
-    }
-    gone
-}
-
-fn list(missing: &[(String, Standing)]) -> String {
-    let words: Vec<String> = missing.iter().map(|(name, standing)| format!("{name} ({standing})")).collect();
-    words.join(", ")
-}
-
-#[cfg(test)]
-mod tests {
-    use nixtail_proto::key::NodePublic;
-    use nixtail_proto::tailcfg::Node;
-
-    use super::*;
-
-    fn netmap(key: Option<u8>) -> Netmap {
-        let node = |key: u8| Node {
-            name: "b.example.net.".into(),
-            key: NodePublic::from_bytes([key; 32]),
-            addresses: vec!["100.64.0.9/32".parse().unwrap()],
-            online: Some(true),
-            ..Node::default()
-        };
-        let self_node = Node {
-            name: "c.example.net.".into(),
-            addresses: vec!["100.64.0.1/32".parse().unwrap()],
-            ..Node::default()
-        };
-        Netmap {
-            self_node: Arc::new(self_node),
-            peers: key.map(|key| (Default::default(), Arc::new(node(key)))).into_iter().collect(),
-            ..Netmap::default()
-        }
-    }
-
-    #[test]
-    fn a_builder_replaced_in_one_change_is_tried_at_once() {
-        let now = Instant::now();
-        let mut builders = Builders::new(now, Duration::from_secs(9), ["b".to_owned()]);
-        let mut known = BTreeMap::new();
-        assert!(heed(&netmap(Some(1)), &mut builders, &mut known, now).is_empty());
-        assert_eq!(builders.poll_try(now).as_deref(), Some("b"));
-        known.insert("b".to_owned(), prove::tests::acquaintance(NodePublic::from_bytes([1; 32])));
-        builders.handle_tried(now, "b", Ok(()));
-        assert!(heed(&netmap(Some(1)), &mut builders, &mut known, now).is_empty());
-        assert_eq!(builders.poll_try(now), None);
-
-        assert_eq!(heed(&netmap(Some(2)), &mut builders, &mut known, now), ["b"]);
-        assert!(known.is_empty());
-        assert_eq!(builders.poll_try(now).as_deref(), Some("b"));
-
-        assert!(heed(&netmap(None), &mut builders, &mut known, now).is_empty());
-        assert_eq!(builders.poll_try(now), None);
+        self.board.show(statuses.collect(), board::line(&self.builders.progress()));
     }
 }

@@ -1,6 +1,7 @@
 //! How Nix is told: the files of a run, and the two situations in which Nix finds them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -24,9 +25,14 @@ impl Mode {
     }
 }
 
+/// Where commands find the agent.
+const SOCKET_VARIABLE: &str = "NIXTAIL_SOCKET";
+
 /// Where the files of a run are.
 #[derive(Debug, Clone)]
 pub struct Layout {
+    /// The agent's socket.
+    pub socket: PathBuf,
     /// The run's own folder, which only this user can read.
     pub run: PathBuf,
     /// `/etc/nix/machines`, or where `NIX_CONF_DIR` says.
@@ -38,9 +44,14 @@ pub struct Layout {
 impl Layout {
     /// The places of this system.
     #[must_use]
-    pub fn of_system(run: PathBuf) -> Self {
+    pub fn of_system(run: PathBuf, socket: PathBuf) -> Self {
         let etc = std::env::var_os("NIX_CONF_DIR").map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from);
-        Self { run, system_machines: etc.join("machines"), ssh_config_d: PathBuf::from("/etc/ssh/ssh_config.d") }
+        Self {
+            socket,
+            run,
+            system_machines: etc.join("machines"),
+            ssh_config_d: PathBuf::from("/etc/ssh/ssh_config.d"),
+        }
     }
 
     /// The list of builders.
@@ -166,16 +177,38 @@ impl Told {
         Ok(())
     }
 
-    /// What Nix and ssh must find in their environment; nothing in system mode.
+    /// What Nix and ssh must find in their environment. In system mode they find their builders without it.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<&'static str, String> {
         if self.system.is_some() {
-            return BTreeMap::new();
+            return BTreeMap::from([("NIX_CONFIG", "builders-use-substitutes = true".to_owned())]);
         }
         let config = format!("builders = @{}\nbuilders-use-substitutes = true", self.layout.machines().display());
         // Nix before 2.26 splits this at spaces and knows no quotes: the folder's path must have none.
         let ssh = format!("-F {}", self.layout.ssh_config().display());
         BTreeMap::from([("NIX_CONFIG", config), ("NIX_SSHOPTS", ssh)])
+    }
+
+    /// The variables of a command that is to use the builders: what Nix needs, behind what the user has there already, and
+    /// where our agent is.
+    #[must_use]
+    pub fn variables(&self) -> Vec<(OsString, OsString)> {
+        let beside = |(name, value): (&str, String)| {
+            let mut whole = std::env::var_os(name).filter(|own| !own.is_empty()).unwrap_or_default();
+            if !whole.is_empty() {
+                whole.push(if name == "NIX_CONFIG" { "\n" } else { " " });
+            }
+            whole.push(value);
+            (OsString::from(name), whole)
+        };
+        let socket = (OsString::from(SOCKET_VARIABLE), self.layout.socket.clone().into_os_string());
+        self.environment().into_iter().map(beside).chain([socket]).collect()
+    }
+
+    /// Whether Nix finds its builders only in an environment like that.
+    #[must_use]
+    pub fn is_by_environment(&self) -> bool {
+        self.system.is_none()
     }
 
     /// Puts everything back as it was.
@@ -205,7 +238,8 @@ impl Told {
             let between = if *name == "NIX_CONFIG" { '\n' } else { ' ' };
             format!("export {name}=\"${{{name}:+${name}{between}}}\"{}\n", quote(value))
         };
-        self.environment().iter().map(line).collect()
+        let socket = format!("export {SOCKET_VARIABLE}={}\n", quote(&self.layout.socket.display().to_string()));
+        self.environment().iter().map(line).chain([socket]).collect()
     }
 }
 
@@ -231,6 +265,7 @@ mod tests {
 
     fn layout(root: &Path) -> Layout {
         Layout {
+            socket: root.join("s"),
             run: root.join("run"),
             system_machines: root.join("etc/nix/machines"),
             ssh_config_d: root.join("etc/ssh/ssh_config.d"),
@@ -253,7 +288,7 @@ mod tests {
         let told = Told::begin(Mode::OwnStore, layout(root.path()), 0, &[]).unwrap();
         told.write_ssh("Host b\n", "b ssh-ed25519 A\n").unwrap();
         told.write_machines("ssh-ng://b\n").unwrap();
-        let script = ". \"$0\" && printf '%s|%s' \"$NIX_CONFIG\" \"$NIX_SSHOPTS\"";
+        let script = ". \"$0\" && printf '%s|%s|%s' \"$NIX_CONFIG\" \"$NIX_SSHOPTS\" \"${NIXTAIL_SOCKET##*/}\"";
         let read = |own: &[(&str, &str)]| {
             let mut shell = std::process::Command::new("sh");
             shell.args(["-euc", script]).arg(told.layout().env()).env_remove("NIX_CONFIG").env_remove("NIX_SSHOPTS");
@@ -261,9 +296,9 @@ mod tests {
         };
         let run = root.path().join("run").display().to_string();
         let config = format!("builders = @{run}/machines\nbuilders-use-substitutes = true");
-        assert_eq!(read(&[]), format!("{config}|-F {run}/ssh_config"));
+        assert_eq!(read(&[]), format!("{config}|-F {run}/ssh_config|s"));
         let own = [("NIX_CONFIG", "cores = 1"), ("NIX_SSHOPTS", "-v")];
-        assert_eq!(read(&own), format!("cores = 1\n{config}|-v -F {run}/ssh_config"));
+        assert_eq!(read(&own), format!("cores = 1\n{config}|-v -F {run}/ssh_config|s"));
         assert!(!root.path().join("etc").exists(), "nothing of the system's is touched");
         told.end().unwrap();
         assert!(tree(root.path()).is_empty());
@@ -284,7 +319,7 @@ mod tests {
         told.write_machines("ssh-ng://b\n").unwrap();
         assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine\nssh-ng://b\n");
         assert_eq!(fs::read_to_string(layout.ssh_config_d.join("nixtail-run.conf")).unwrap(), "Host b\n");
-        assert!(told.environment().is_empty());
+        assert!(!told.is_by_environment());
         told.end().unwrap();
         assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine");
         assert_eq!(tree(root.path()), before);

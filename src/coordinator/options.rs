@@ -1,7 +1,8 @@
 //! What a coordinator is told before it begins.
 
 use std::path::PathBuf;
-use std::time::Duration;
+
+use nixtail_proto::run::{Wanted, Who};
 
 use super::mode::{Layout, Mode};
 use crate::builder::SSH_PORT;
@@ -10,12 +11,14 @@ use crate::nix::config::{ConfigError, SshHost};
 /// What a coordinator is made of.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The builders' names in the tailnet.
-    pub builders: Vec<String>,
+    /// Which builders, and how many.
+    pub wanted: Wanted,
+    /// The run that builders are claimed for.
+    pub run: Option<String>,
+    /// What Nix is told of builders instead of what they say themselves.
+    pub offer: Offer,
     /// The user to log in as at each of them.
     pub login: String,
-    /// How long to wait until all are ready.
-    pub wait: Duration,
     /// How Nix is told.
     pub mode: Mode,
     /// Where the files are.
@@ -30,13 +33,28 @@ pub struct Options {
     pub store: Option<String>,
 }
 
+/// What stands in the machines list instead of a builder's own word.
+#[derive(Debug, Clone, Default)]
+pub struct Offer {
+    /// Builds at once on each builder.
+    pub max_jobs: Option<u32>,
+    /// The speed factor of each builder.
+    pub speed_factor: Option<u32>,
+    /// Only builds that ask for all of these features go to the builders.
+    pub mandatory_features: Vec<String>,
+}
+
 impl Options {
     /// Whether what is known before the login can stand in ssh's configuration at all.
     ///
     /// # Errors
     /// The first path, name or login that can't.
     pub fn check(&self) -> Result<(), ConfigError> {
-        self.builders.iter().try_for_each(|name| self.ssh_host(name).block().map(drop))
+        match &self.wanted.who {
+            Who::Named(names) => names.iter().try_for_each(|name| self.ssh_host(name).block().map(drop)),
+            // Their names are looked at when they are met.
+            Who::Tagged { .. } => self.ssh_host("builder").block().map(drop),
+        }
     }
 
     pub(super) fn ssh_host(&self, name: &str) -> SshHost {

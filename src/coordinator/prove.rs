@@ -6,18 +6,18 @@ use std::time::Duration;
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::nix_command::{CONTROL_PROTOCOL, ControlRequest, ControlVerb};
-use nixtail_proto::run::{Failure, Stage};
+use nixtail_proto::run::{ClaimRefusal, Failure, Holder, Stage};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
 use super::Options;
 use super::claims::{Claim, Claims};
-use super::verbs::{HostKeyLine, ask};
+use super::verbs::{HostKeyLine, Refusal, ask};
 use crate::agent::Agent;
 use crate::builder::SSH_PORT;
 use crate::nix::config::known_hosts_line;
 use crate::nix::facts::{FACTS_SCHEMA, Facts};
-use crate::nix::machines::{Machine, MachineLine};
+use crate::nix::machines::Machine;
 use crate::nix::spawn::{ChildSpec, GroupChild, TERMINATE_GRACE};
 use crate::report::plain;
 
@@ -49,47 +49,73 @@ pub(super) struct Acquaintance {
     /// The `Host` block.
     pub(super) ssh_host: String,
     pub(super) known_hosts: String,
-    pub(super) machine: MachineLine,
+    /// Its place in the machines list; the speed factor is set among all that are in it.
+    pub(super) machine: Machine,
     pub(super) host_keys: Vec<String>,
 }
 
 impl Prover {
-    /// Asks a builder who it is, and claims it.
+    /// Asks a builder who it is, and makes all that Nix and ssh are to be told of it.
     pub(super) async fn meet(&self, name: &str) -> Result<Acquaintance, Failure> {
         let (node_key, published) = self.published(name)?;
-        let facts = self.verb(name, &published, ControlVerb::Facts).await?;
+        let facts = self.verb(name, &published, ControlVerb::Facts, Vec::new()).await?;
         let HostKeyLine(host_key) = facts.1;
         let facts = read_facts(&facts.0, &own_store_folder())?;
         // From here on the key that was shown is the only one: a builder doesn't change it while it lives.
         let host_keys = vec![host_key.clone()];
         let unfit = |error: &dyn std::fmt::Display| Failure { stage: Stage::Facts, reason: error.to_string() };
+        let offer = &self.options.offer;
         let machine = Machine {
             store_uri: self.store_uri(name),
             systems: std::iter::once(&facts.system).chain(&facts.extra_platforms).cloned().collect(),
-            max_jobs: jobs(&facts),
+            max_jobs: offer.max_jobs.unwrap_or_else(|| jobs(&facts)),
             speed_factor: 1,
             supported_features: facts.features.clone(),
-            mandatory_features: Vec::new(),
+            mandatory_features: offer.mandatory_features.clone(),
             host_key: Some(host_key.clone()),
         };
         // All that may fail here does before the claim: a claimed builder waits for us.
-        let met = Acquaintance {
-            node_key,
-            ssh_host: self.options.ssh_host(name).block().map_err(|error| unfit(&error))?,
-            known_hosts: known_hosts_line(name, &host_key).map_err(|error| unfit(&error))?,
-            machine: machine.line().map_err(|error| unfit(&error))?,
-            facts,
-            host_keys: host_keys.clone(),
-        };
-        self.verb(name, &host_keys, ControlVerb::Claim).await?;
+        machine.line().map_err(|error| unfit(&error))?;
         if published.is_empty() {
             tracing::warn!(
                 builder = %name, host_key = %plain(&host_key),
                 "control passes on no host key of it; the one that it shows in the session of its node key is taken"
             );
         }
-        self.claims.add(name, Claim { node_key, host_keys });
-        Ok(met)
+        Ok(Acquaintance {
+            node_key,
+            ssh_host: self.options.ssh_host(name).block().map_err(|error| unfit(&error))?,
+            known_hosts: known_hosts_line(name, &host_key).map_err(|error| unfit(&error))?,
+            machine,
+            facts,
+            host_keys,
+        })
+    }
+
+    /// Claims a builder for ourselves and our run.
+    pub(super) async fn claim(&self, name: &str, known: &Acquaintance) -> Result<(), ClaimRefusal> {
+        let claim = Claim { node_key: known.node_key, host_keys: known.host_keys.clone() };
+        // Before the question: where its answer is lost the builder may be ours all the same, and must be told to end.
+        self.claims.add(name, claim.clone());
+        let run = self.options.run.iter().cloned().collect();
+        let Err(refusal) = self.verb(name, &known.host_keys, ControlVerb::Claim, run).await else { return Ok(()) };
+        if refusal.status.is_some() {
+            self.claims.forget(name, &claim);
+        }
+        match serde_json::from_str::<crate::builder::Holder>(&refusal.text) {
+            Ok(holder) => Err(ClaimRefusal::Taken(Holder { key: holder.node_key, name: plain(&holder.name) })),
+            Err(_) => Err(ClaimRefusal::Failed(refusal.failure)),
+        }
+    }
+
+    /// Gives a claim back. One that can't be reached isn't ours to keep either.
+    pub(super) async fn release(&self, name: &str) {
+        let Some(claim) = self.claims.all().remove(name) else { return };
+        match self.verb(name, &claim.host_keys, ControlVerb::Release, Vec::new()).await {
+            Ok(_) => self.claims.forget(name, &claim),
+            // It stays among those that are told to end when we do.
+            Err(refusal) => tracing::info!(builder = %name, reason = %refusal.failure.reason, "couldn't be given back"),
+        }
     }
 
     /// Lets Nix build something through the builder: it must be written, built in the sandbox, and trusted.
@@ -144,34 +170,51 @@ impl Prover {
     /// Asks a builder for a sign of life, again and again, until control sees it once more (or has another in its place),
     /// or it fails to give one.
     pub(super) async fn watch(&self, name: &str, known: &Acquaintance) -> Result<(), Failure> {
-        let silent = || Failure {
-            stage: Stage::Connect,
-            reason: format!("control calls it offline, and it didn't answer within {} s", SIGN_OF_LIFE.as_secs()),
-        };
         let offline = || {
             let netmap = self.agent.netmap().borrow().clone();
             let node = netmap.as_ref().and_then(|netmap| netmap.peer_by_key(&known.node_key));
             node.is_some_and(|node| node.online == Some(false))
         };
         while offline() {
-            let asked = timeout(SIGN_OF_LIFE, self.verb(name, &known.host_keys, ControlVerb::Ping)).await;
-            asked.unwrap_or_else(|_| Err(silent()))?;
+            self.sign_of_life(name, known).await?;
             tokio::time::sleep(WATCH_PAUSE).await;
         }
         Ok(())
     }
 
+    /// Asks a builder for a sign of life.
+    pub(super) async fn sign_of_life(&self, name: &str, known: &Acquaintance) -> Result<(), Failure> {
+        let reason = || format!("it didn't answer within {} s", SIGN_OF_LIFE.as_secs());
+        let asked = timeout(SIGN_OF_LIFE, self.verb(name, &known.host_keys, ControlVerb::Ping, Vec::new())).await;
+        let answer = asked.map_err(|_| Failure { stage: Stage::Connect, reason: reason() })?;
+        Ok(answer.map(drop)?)
+    }
+
     /// Tells a claimed builder to end.
     pub(super) async fn stop(&self, name: &str, claim: &Claim) -> Result<(), Failure> {
-        self.verb(name, &claim.host_keys, ControlVerb::Stop).await?;
+        match self.verb(name, &claim.host_keys, ControlVerb::Stop, Vec::new()).await {
+            // Where it says that it isn't ours, a claim without an answer never reached it.
+            Err(refusal) if refusal.status.is_none() => return Err(refusal.failure),
+            _ => {}
+        }
         self.claims.forget(name, claim);
         Ok(())
     }
 
-    async fn verb(&self, name: &str, keys: &[String], verb: ControlVerb) -> Result<(String, HostKeyLine), Failure> {
-        let unreachable = |error: crate::agent::DialError| Failure { stage: Stage::Connect, reason: error.to_string() };
+    async fn verb(
+        &self,
+        name: &str,
+        keys: &[String],
+        verb: ControlVerb,
+        arguments: Vec<String>,
+    ) -> Result<(String, HostKeyLine), Refusal> {
+        let unreachable = |error: crate::agent::DialError| Refusal {
+            failure: Failure { stage: Stage::Connect, reason: error.to_string() },
+            status: None,
+            text: String::new(),
+        };
         let stream = self.agent.dial(name, SSH_PORT).await.map_err(unreachable)?;
-        let request = ControlRequest { verb, arguments: Vec::new() };
+        let request = ControlRequest { verb, arguments };
         let answer = ask(stream, &self.options.login, keys, &request).await?;
         Ok((answer.text, answer.host_key))
     }
@@ -240,7 +283,7 @@ fn reason_in(words: &str) -> String {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     fn facts() -> Facts {
@@ -270,22 +313,6 @@ pub(super) mod tests {
             max_silent_seconds: None,
             settings_reach_builds: None,
         }
-    }
-
-    /// A builder that was met under this node key.
-    pub(in crate::coordinator) fn acquaintance(node_key: NodePublic) -> Acquaintance {
-        let machine = Machine {
-            store_uri: "ssh-ng://bob@b".into(),
-            systems: vec!["x86_64-linux".into()],
-            max_jobs: 2,
-            speed_factor: 1,
-            supported_features: vec![],
-            mandatory_features: vec![],
-            host_key: None,
-        };
-        let machine = machine.line().unwrap();
-        let (ssh_host, known_hosts) = (String::new(), String::new());
-        Acquaintance { node_key, facts: facts(), ssh_host, known_hosts, machine, host_keys: vec![] }
     }
 
     #[test]

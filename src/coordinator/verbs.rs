@@ -31,14 +31,31 @@ pub struct Answer {
     pub host_key: HostKeyLine,
 }
 
+/// Why there is no good answer.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The stage at which it went wrong, and words for a person.
+    pub failure: Failure,
+    /// With which exit status the verb was refused; `None` where there was no answer at all.
+    pub status: Option<u32>,
+    /// What it wrote to its stdout.
+    pub text: String,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        refusal.failure
+    }
+}
+
 /// Runs `request` on the builder behind `stream`, logging in as `login`.
 ///
 /// The host key must be one of `expected`. An empty `expected` takes the key that is shown: the stream has been
 /// authenticated by the builder's node key already, and control doesn't pass host keys on everywhere.
 ///
 /// # Errors
-/// A [`Failure`] that names the stage at which it went wrong, in words for a person.
-pub async fn ask<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Answer, Failure>
+/// A [`Refusal`] that names the stage at which it went wrong, in words for a person.
+pub async fn ask<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Answer, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -50,7 +67,7 @@ where
     })
 }
 
-async fn exchange<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Answer, Failure>
+async fn exchange<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Answer, Refusal>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -106,7 +123,8 @@ where
             Some(status) => format!("exit status {status}"),
             None => "the connection ended before the answer".to_owned(),
         };
-        return Err(failure(stage_of(request), reason));
+        let Refusal { failure, .. } = failure(stage_of(request), reason);
+        return Err(Refusal { failure, status, text: String::from_utf8_lossy(&stdout).into_owned() });
     }
     let host_key = lock(&seen).host_key.clone().map(HostKeyLine);
     let host_key = host_key.ok_or_else(|| failure(Stage::HostKey, "it showed none".to_owned()))?;
@@ -126,8 +144,8 @@ fn stage_of(request: &ControlRequest) -> Stage {
     }
 }
 
-fn failure(stage: Stage, reason: String) -> Failure {
-    Failure { stage, reason }
+fn failure(stage: Stage, reason: String) -> Refusal {
+    Refusal { failure: Failure { stage, reason }, status: None, text: String::new() }
 }
 
 /// A builder's text, made safe to show: one line, no control characters, bounded.

@@ -175,7 +175,7 @@ pub(super) fn refusal(failure: &Failure) -> Reply {
         Exit::Unavailable => StatusCode::BAD_GATEWAY,
         Exit::TryAgain => StatusCode::SERVICE_UNAVAILABLE,
         Exit::Timeout => StatusCode::GATEWAY_TIMEOUT,
-        Exit::General => StatusCode::INTERNAL_SERVER_ERROR,
+        Exit::General | Exit::NotExecutable | Exit::NotFound => StatusCode::INTERNAL_SERVER_ERROR,
     };
     json(status, &Refusal { schema: SCHEMA, error: failure })
 }

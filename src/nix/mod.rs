@@ -1,5 +1,6 @@
 //! Nix on this machine: its daemon as a child, what a builder is worth, and the lines that others' Nix reads.
 
+pub mod attached;
 pub mod config;
 pub mod configuration;
 pub mod daemon;

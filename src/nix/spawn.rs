@@ -85,10 +85,8 @@ impl GroupChild {
         }
         let failed = |source| SpawnError::Start { program: spec.program.clone(), source };
         let ending = || SpawnError::Ending(spec.program.clone());
-        let (reply, started) = tokio::sync::oneshot::channel();
-        let job = Job { command: command(spec), runtime: tokio::runtime::Handle::current(), reply };
-        spawner().map_err(failed)?.send(job).map_err(|_| ending())?;
-        let child = started.await.map_err(|_| ending())?.map_err(failed)?;
+        let started = start_on_thread(command(spec)).await;
+        let child = started.map_err(|error| if is_ending(&error) { ending() } else { failed(error) })?;
         let pid = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let group = pid.ok_or_else(|| failed(io::Error::other("it ended before it began")))?;
         Ok(Self { child, group })
@@ -154,17 +152,37 @@ fn command(spec: &ChildSpec) -> Command {
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
+    die_with_us(&mut command, Signal::KILL);
+    command
+}
+
+/// Has the kernel send `signal` to the child when the thread that starts it ends: see [`start_on_thread`].
+pub(super) fn die_with_us(command: &mut Command, signal: Signal) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec in a process with one thread. It makes two system calls through
     // rustix, which allocates nothing and takes no lock, and builds its error from a raw number.
     unsafe {
         command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+            rustix::process::set_parent_process_death_signal(Some(signal))?;
             // Where this process died before the call above, nobody would send the signal any more.
             if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(3)) }
         });
     }
-    command
+}
+
+/// Starts a command on the thread that starts all children, which lives as long as this process.
+pub(super) async fn start_on_thread(command: Command) -> io::Result<Child> {
+    let (reply, started) = tokio::sync::oneshot::channel();
+    let job = Job { command, runtime: tokio::runtime::Handle::current(), reply };
+    spawner()?.send(job).map_err(|_| io::Error::from(ENDING))?;
+    started.await.map_err(|_| io::Error::from(ENDING))?
+}
+
+/// What [`start_on_thread`] fails with where there is no such thread any more.
+const ENDING: io::ErrorKind = io::ErrorKind::BrokenPipe;
+
+fn is_ending(error: &io::Error) -> bool {
+    error.kind() == ENDING
 }
 
 struct Job {

@@ -22,6 +22,10 @@ pub enum Exit {
     Configuration,
     /// 124: it took longer than it was given.
     Timeout,
+    /// 126: the command to run can't be started.
+    NotExecutable,
+    /// 127: there is no such command to run.
+    NotFound,
 }
 
 impl Exit {
@@ -35,6 +39,8 @@ impl Exit {
             Self::Refused => 77,
             Self::Configuration => 78,
             Self::Timeout => 124,
+            Self::NotExecutable => 126,
+            Self::NotFound => 127,
         }
     }
 }

@@ -116,6 +116,7 @@ pub(crate) fn derivations(tools: &Path, salt: &str) -> String {
 in {{
   top = run "top" [ (middle "left" [ 1 2 ]) (middle "right" [ 4 8 ]) ] "echo total $total > $out";
   failing = run "failing" [ ] "echo the last words of $name; $busybox sleep 0.2; exit 7";
+  pausing = run "pausing" [ ] "echo pausing has begun; $busybox sleep 5; echo done > $out";
   slow = run "slow" [ ] "echo slow has begun in {salt}; $busybox sleep 30; echo done > $out";
   long = run "long" [ ] "echo long has begun in {salt}; $busybox sleep 600; echo done > $out";
   ticking = run "ticking" [ ] "for n in 1 2 3; do echo tick $n; $busybox sleep 1; done; echo done > $out";

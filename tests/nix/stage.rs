@@ -60,6 +60,11 @@ impl Stage {
         Nixtail::up(self.headscale.url(), &self.key(tag), name, &[])
     }
 
+    /// A builder of a run.
+    pub(crate) fn builder_of_run(&self, name: &str, run: &str) -> Builder {
+        self.builder(name, &["--run", run])
+    }
+
     /// A builder with a store of its own.
     pub(crate) fn builder(&self, name: &str, more: &[&str]) -> Builder {
         let place = Place::make(self.path(name), 2);
@@ -72,10 +77,15 @@ impl Stage {
 
     /// A coordinator that is ready: each of `builders` has been claimed and proved.
     pub(crate) fn coordinator(&self, builders: &[&str]) -> Coordinator {
+        self.coordinator_that_wants(&["--builders", &builders.join(" ")])
+    }
+
+    /// A coordinator that is ready with the builders that these flags mean.
+    pub(crate) fn coordinator_that_wants(&self, wanted: &[&str]) -> Coordinator {
         let name = "coordinator";
         let place = Place::make(self.path(name), 0);
         let run_folder = self.path("run");
-        let args = self.coordinator_args(&place, &run_folder, builders, "60s", &self.programs.nix_build);
+        let args = self.coordinator_args(&place, &run_folder, wanted, "60s", &self.programs.nix_build);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let key = self.key(COORDINATOR);
         let process = Nixtail::start_in(name, self.headscale.url(), &key, name, &args, &place.environment());
@@ -85,32 +95,39 @@ impl Stage {
 
     /// A coordinator that is to end by itself; `nix_build` proves its builders.
     pub(crate) fn failing_coordinator(&self, builders: &[&str], wait: &str, nix_build: &Path) -> Output {
-        let place = Place::make(self.path("coordinator"), 0);
-        let socket = self.path("coordinator.sock").display().to_string();
-        let joining =
-            ["coordinator", "--login-server", self.headscale.url(), "--hostname", "coordinator", "--socket", &socket];
+        let wanted = ["--builders", &builders.join(" ")];
+        run(&mut self.coordinator_command("loser", &wanted, wait, nix_build), 2 * PATIENCE)
+    }
+
+    /// The command line of a coordinator called `name`, which has folders and a socket of that name.
+    pub(crate) fn coordinator_command(&self, name: &str, wanted: &[&str], wait: &str, nix_build: &Path) -> Command {
+        let place = Place::make(self.path(name), 0);
+        let socket = self.path(&format!("{name}.sock")).display().to_string();
+        let joining = ["coordinator", "--login-server", self.headscale.url(), "--hostname", name, "--socket", &socket];
         let mut command = place.command(&program());
-        command.args(joining).args(self.coordinator_args(&place, &self.path("run"), builders, wait, nix_build));
-        run(command.env("TS_AUTHKEY", self.key(COORDINATOR)), 2 * PATIENCE)
+        let run_folder = self.path(&format!("{name}.run"));
+        command.args(joining).args(self.coordinator_args(&place, &run_folder, wanted, wait, nix_build));
+        command.env("TS_AUTHKEY", self.key(COORDINATOR));
+        command
     }
 
     fn coordinator_args(
         &self,
         place: &Place,
         run_folder: &Path,
-        builders: &[&str],
+        wanted: &[&str],
         wait: &str,
         nix_build: &Path,
     ) -> Vec<String> {
         let args = [
-            ("--builders", builders.join(" ")),
             ("--mode", "own-store".to_owned()),
             ("--run-dir", run_folder.display().to_string()),
             ("--store", place.store().display().to_string()),
             ("--nix-build", nix_build.display().to_string()),
             ("--wait", wait.to_owned()),
         ];
-        args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]).collect()
+        let args = args.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]);
+        wanted.iter().map(|word| (*word).to_owned()).chain(args).collect()
     }
 
     /// The names of the nodes that headscale knows.
