@@ -50,7 +50,7 @@ impl Division {
         let by_memory = u32::try_from(size.memory_bytes / MEMORY_OF_JOB).unwrap_or(u32::MAX);
         let fitting = (size.cores / CORES_OF_JOB).min(by_memory).max(LEAST_JOBS);
         // Where nix.conf forbids builds of its own, it means those of this machine's users.
-        let jobs = wishes.max_jobs.or(settings.max_jobs.filter(|jobs| *jobs > 0)).unwrap_or(fitting);
+        let jobs = wishes.max_jobs.or_else(|| settings.max_jobs.filter(|jobs| *jobs > 0)).unwrap_or(fitting);
         let cores = wishes.cores.or(settings.cores).unwrap_or_else(|| (size.cores / jobs.max(1)).max(1));
         Self { jobs, cores }
     }

@@ -77,6 +77,11 @@ has '"cores_per_build":3' '"max_jobs":5' '"trusted":true' '"problems":\[\]'
 # Where the device opens for root alone, it doesn't for builds.
 [ "$(stat -c %a /dev/kvm 2>/dev/null)" = 666 ] || lacks 'kvm\|nixos-test'
 
+# Where builds run as root, it does for them, too.
+mkdir /run/of-root
+facts as_root 0 --store /run/of-root --min-free-disk 1MiB --extra-nix-config 'build-users-group ='
+if [ -c /dev/kvm ] && (exec 3<>/dev/kvm) 2>/dev/null; then has '"kvm"' '"nixos-test"'; else lacks 'kvm\|nixos-test'; fi
+
 # A daemon that builds nothing, unless it is told otherwise.
 daemon_with 'trusted-users = root bob' 'max-jobs = 0'
 if [ "$passes" = 0 ]; then

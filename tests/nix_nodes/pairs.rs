@@ -71,26 +71,6 @@ fn rootless_pairs_of_different_versions_build() {
     rootless_pair(&middle, &own, &[], &bobs, made);
 }
 
-#[test]
-fn a_rootless_pair_builds_in_stores_elsewhere_without_a_sandbox() {
-    let Some(own) = NixVersion::Own.require() else { return };
-    let Some(stage) = Stage::start() else { return };
-    // The folder's name is the same at both ends, and each node has a `/tmp` of its own.
-    let conf = "substituters =\nsandbox = false\n";
-    let (node, far) = (stage.node("coordinator", &own, conf), stage.node("builder", &own, conf));
-    let elsewhere = [
-        ("NIX_STORE_DIR", "/tmp/elsewhere/store"),
-        ("NIX_STATE_DIR", "/tmp/elsewhere/var/nix"),
-        ("NIX_LOG_DIR", "/tmp/elsewhere/var/log/nix"),
-    ];
-    stage.write_derivations(&node, User::Alice, "elsewhere");
-    let mut builder = stage.builder(&far, User::Bob, "builder", &["--private-store", "/tmp/elsewhere"]);
-    let mut coordinator = stage.coordinator_in(&node, User::Alice, &["builder"], &["--login", "bob"], &elsewhere);
-    coordinator.builds_top(&[], "/");
-    coordinator.end();
-    assert!(builder.wait(BUILD).success(), "{}", builder.log());
-}
-
 /// Alice builds with Bob's builder; nobody may write `/nix`, and there is no daemon. `store` is where Alice's paths are.
 fn rootless_pair(coordinators: &Root, builders: &Root, alices: &[&str], bobs: &[&str], store: &str) {
     let Some(stage) = Stage::start() else { return };

@@ -149,7 +149,7 @@ where
     };
     match worker.build(&derivation).await {
         Ok(built) => {
-            let inside = read_log(&built.lines).ok_or(Obstacle::Build(plain(&built.error)));
+            let inside = read_log(&built.lines).ok_or_else(|| Obstacle::Build(plain(&built.error)));
             Findings { trusted: said.or(Some(true)), build: inside }
         }
         // Before 2.15 this is how an untrusted client learns that it is one.
