@@ -61,6 +61,7 @@ impl Command {
             let is_wrong = |error: CoordinatorError| Failure::new(Exit::General, error);
             // Who was lost before it begins is no matter of its.
             coordinator.forget_losses();
+            let before = coordinator.ended_builds();
             let child = self.start(coordinator).await?;
             let status = tokio::select! {
                 status = child.wait() => status,
@@ -81,7 +82,12 @@ impl Command {
             } else {
                 coordinator.take_losses().await.map_err(is_wrong)?
             };
-            let ended = Ended { well: status.success(), interrupted, lost, failed_builds: Vec::new() };
+            let ended = Ended {
+                well: status.success(),
+                interrupted,
+                lost,
+                failed_builds: coordinator.failed_builds_after(before),
+            };
             let names = plain(&ended.lost.join(", "));
             match self.reruns.handle_ended(&ended) {
                 Verdict::Over if !ended.lost.is_empty() && !ended.failed_builds.is_empty() => {

@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::socket::SocketArgs;
 use crate::agent::LEAVE_DEADLINE;
-use crate::report::Failure;
+use crate::coordinator::mode::{Layout, put_back};
+use crate::report::{Exit, Failure};
 
-/// Log out and stop the agent; return when it has left the tailnet.
+/// Log out and stop the agent; return when it has left the tailnet. Where a coordinator was killed, put root's files back.
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -17,6 +18,17 @@ pub(super) struct Args {
 const DEADLINE: Duration = LEAVE_DEADLINE.saturating_add(Duration::from_secs(10));
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let _: serde_json::Value = args.socket.client()?.post("/stop", &serde_json::json!({}), DEADLINE)?;
-    Ok(())
+    let stopped = args.socket.client()?.post::<serde_json::Value>("/stop", &serde_json::json!({}), DEADLINE);
+    let Err(failure) = stopped else { return Ok(()) };
+    if failure.exit != Exit::Unavailable {
+        return Err(failure);
+    }
+    // Nobody runs there. One that was killed had no chance to put anything back.
+    let socket = args.socket.path()?.as_path().to_owned();
+    let put_back = put_back(&Layout::of_system(socket.with_extension("run"), socket))
+        .map_err(|error| Failure::new(Exit::Configuration, error).next("run this as root: the files are root's"))?;
+    for path in &put_back {
+        super::say(&format_args!("{} is as it was before a coordinator that was killed", path.display()));
+    }
+    if put_back.is_empty() { Err(failure) } else { Ok(()) }
 }

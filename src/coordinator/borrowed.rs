@@ -8,6 +8,10 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{AtFlags, FlockOperation};
 use tempfile::NamedTempFile;
 
+/// What a kept original is called, behind the file's own name.
+const KEPT: &str = ".before-nixtail";
+/// What the mark is called that there was no file.
+const ABSENT: &str = ".absent-before-nixtail";
 /// How often a lock's file may vanish between its opening and its locking: each time another run has just ended.
 const LOCK_TRIES: usize = 5;
 
@@ -24,8 +28,9 @@ pub struct Borrowed {
 #[derive(Debug)]
 struct Original {
     bytes: Vec<u8>,
-    /// The mode of what is read there, which the replacement gets too.
+    /// The mode and the owner of what is read there, which the replacement gets too: who could read the one reads the other.
     mode: u32,
+    owner: (u32, u32),
 }
 
 /// A place that can't be used.
@@ -81,7 +86,11 @@ impl Borrowed {
             // A second name for the same thing: owner, mode and, where it is one, the symlink come back with it.
             Some(_) => rustix::fs::linkat(rustix::fs::CWD, &path, rustix::fs::CWD, &kept, AtFlags::empty())
                 .map_err(|error| PlaceError::Io { doing: "keep", path: path.clone(), source: error.into() })?,
-            None => write_atomically(&absence_beside(&path), b"", 0o600)?,
+            None => {
+                let folders: Vec<String> =
+                    missing_folders(&path).iter().map(|path| path.display().to_string()).collect();
+                write_atomically(&absence_beside(&path), folders.join("\n").as_bytes(), 0o600)?;
+            }
         }
         Ok(Self { path, original })
     }
@@ -97,7 +106,20 @@ impl Borrowed {
     /// # Errors
     /// When it can't be written.
     pub fn replace(&self, bytes: &[u8]) -> Result<(), PlaceError> {
-        write_atomically(&self.path, bytes, self.original.as_ref().map_or(0o644, |original| original.mode))
+        let mode = self.original.as_ref().map_or(0o644, |original| original.mode);
+        write_atomically_for(&self.path, bytes, mode, self.original.as_ref().map(|original| original.owner))
+    }
+
+    /// Puts back what a run that was killed has left of the file at `path`; says whether there was anything. Nobody else may
+    /// be at it.
+    ///
+    /// # Errors
+    /// When it can't be put back.
+    pub fn put_back(path: &Path) -> Result<bool, PlaceError> {
+        if !is_left(path) {
+            return Ok(false);
+        }
+        Self::take(path.to_owned())?.give_back().map(|()| true)
     }
 
     /// Puts back what was there before.
@@ -118,7 +140,11 @@ impl Borrowed {
             }
             None => {
                 remove(&self.path)?;
-                remove(&absence_beside(&self.path))
+                let absence = absence_beside(&self.path);
+                let made = fs::read_to_string(&absence).unwrap_or_default();
+                remove(&absence)?;
+                made.lines().for_each(remove_if_empty);
+                Ok(())
             }
         }
     }
@@ -134,11 +160,12 @@ impl Original {
         };
         let bytes = match fs::read(path) {
             // A symlink to nothing.
-            Err(error) if absent(&error) => return Ok(Some(Self { bytes: Vec::new(), mode: 0o644 })),
+            Err(error) if absent(&error) => return Ok(Some(Self { bytes: Vec::new(), mode: 0o644, owner: (0, 0) })),
             read => read.map_err(io)?,
         };
         let metadata = fs::metadata(path).map_err(io)?;
-        Ok(Some(Self { bytes, mode: metadata.permissions().mode() & 0o7777 }))
+        let owner = (metadata.uid(), metadata.gid());
+        Ok(Some(Self { bytes, mode: metadata.permissions().mode() & 0o7777, owner }))
     }
 }
 
@@ -146,6 +173,8 @@ impl Original {
 #[derive(Debug)]
 pub struct Lock {
     path: PathBuf,
+    /// The folders that were made for it.
+    made: Vec<PathBuf>,
     _file: fs::File,
 }
 
@@ -157,6 +186,7 @@ impl Lock {
     pub fn take(path: &Path) -> Result<Self, PlaceError> {
         let path = with_suffix(path, ".nixtail-lock");
         let io = |source| PlaceError::Io { doing: "lock", path: path.clone(), source };
+        let made = missing_folders(&path);
         fs::create_dir_all(path.parent().unwrap_or_else(|| Path::new("/"))).map_err(io)?;
         for _ in 0..LOCK_TRIES {
             let mut options = fs::OpenOptions::new();
@@ -174,7 +204,7 @@ impl Lock {
             // Its last holder removed it while we waited to open it: then it locks nothing.
             let ours = file.metadata().map_err(io)?;
             if fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
-                return Ok(Self { path, _file: file });
+                return Ok(Self { path, made, _file: file });
             }
         }
         Err(PlaceError::Held { path })
@@ -185,6 +215,7 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // One that stays locks nothing.
         let _ = fs::remove_file(&self.path);
+        self.made.iter().for_each(remove_if_empty);
     }
 }
 
@@ -212,11 +243,19 @@ pub fn refuse_writable_by_others(path: &Path, uid: u32) -> Result<(), PlaceError
 /// # Errors
 /// When the folder can't be written.
 pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PlaceError> {
+    write_atomically_for(path, bytes, mode, None)
+}
+
+fn write_atomically_for(path: &Path, bytes: &[u8], mode: u32, owner: Option<(u32, u32)>) -> Result<(), PlaceError> {
     let io = |source| PlaceError::Io { doing: "write", path: path.to_owned(), source };
     let folder = path.parent().unwrap_or_else(|| Path::new("/"));
     fs::create_dir_all(folder).map_err(io)?;
     let mut file = NamedTempFile::new_in(folder).map_err(io)?;
     file.write_all(bytes).map_err(io)?;
+    if let Some((uid, gid)) = owner {
+        // Only root may; anybody else's file is their own in any case.
+        let _ = std::os::unix::fs::fchown(file.as_file(), Some(uid), Some(gid));
+    }
     file.as_file().set_permissions(fs::Permissions::from_mode(mode)).map_err(io)?;
     file.persist(path).map_err(|error| io(error.error))?;
     Ok(())
@@ -231,13 +270,33 @@ fn remove(path: &Path) -> Result<(), PlaceError> {
     }
 }
 
+/// The folders above `path` that aren't there, the deepest first.
+fn missing_folders(path: &Path) -> Vec<PathBuf> {
+    path.ancestors().skip(1).take_while(|folder| !folder.exists()).map(Path::to_path_buf).collect()
+}
+
+/// A folder in which somebody has something by now stays.
+fn remove_if_empty(folder: impl AsRef<Path>) {
+    let _ = fs::remove_dir(folder);
+}
+
+/// Whether a run has borrowed the file at `path` and not given it back.
+pub fn is_left(path: &Path) -> bool {
+    fs::symlink_metadata(kept_beside(path)).is_ok() || absence_beside(path).exists()
+}
+
+/// The file that a kept copy, or the mark of an absence, stands beside.
+pub fn borrowed_by_name(name: &str) -> Option<&str> {
+    [KEPT, ABSENT].iter().find_map(|suffix| name.strip_suffix(suffix))
+}
+
 fn kept_beside(path: &Path) -> PathBuf {
-    with_suffix(path, ".before-nixtail")
+    with_suffix(path, KEPT)
 }
 
 /// Marks that there was no file before.
 fn absence_beside(path: &Path) -> PathBuf {
-    with_suffix(path, ".absent-before-nixtail")
+    with_suffix(path, ABSENT)
 }
 
 fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
@@ -310,7 +369,7 @@ mod tests {
         assert!(matches!(Lock::take(&path), Err(PlaceError::Held { .. })));
         drop(first);
         drop(Lock::take(&path).unwrap());
-        assert!(names(&folder.path().join("etc")).is_empty());
+        assert!(names(folder.path()).is_empty(), "the folder that was made for it is gone, too");
     }
 
     #[test]
@@ -321,6 +380,28 @@ mod tests {
         borrowed.replace(b"new").unwrap();
         borrowed.give_back().unwrap();
         assert!(names(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn folders_that_were_made_are_removed_even_after_a_kill() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a").join("b").join("file");
+        for killed in [false, true] {
+            let borrowed = Borrowed::take(path.clone()).unwrap();
+            borrowed.replace(b"new").unwrap();
+            if killed {
+                drop(borrowed);
+                assert!(Borrowed::put_back(&path).unwrap());
+                assert!(!Borrowed::put_back(&path).unwrap(), "there is nothing left to put back");
+            } else {
+                borrowed.give_back().unwrap();
+            }
+            assert!(names(folder.path()).is_empty());
+        }
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let borrowed = Borrowed::take(path.clone()).unwrap();
+        borrowed.give_back().unwrap();
+        assert!(path.parent().unwrap().exists(), "what was there stays");
     }
 
     #[test]

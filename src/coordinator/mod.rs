@@ -18,7 +18,8 @@ use std::time::{Duration, Instant};
 
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::run::{
-    Action, Attempt, Builders, ClaimRefusal, Failure, Met, Progress, Settled, Speed, Standing, Step, speed_factors,
+    Action, Attempt, Builders, ClaimRefusal, Failure, Met, Outcome, Progress, Settled, Speed, Standing, Step,
+    speed_factors,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -40,6 +41,9 @@ const LOOK_AGAIN: Duration = Duration::from_secs(3600);
 
 /// How long the builders may take to hear, at the end, that they shall end.
 const STOP_BUILDERS: Duration = Duration::from_secs(4);
+
+/// How many failed builds are named.
+const SHOWN_FAILURES: usize = 5;
 
 /// How many losses are remembered for whoever asks.
 const MAX_LOSSES: usize = 256;
@@ -187,6 +191,21 @@ impl Coordinator {
         }
         self.settle()?;
         Ok(std::mem::take(&mut self.losses))
+    }
+
+    /// The derivations whose build failed by itself after the first `known` builds of the record had ended, a few of them.
+    #[must_use]
+    pub fn failed_builds_after(&self, known: u64) -> Vec<String> {
+        self.board.chronicle().record(|record| {
+            let failed = record.spans().filter(|span| span.number > known && span.outcome == Outcome::Failed);
+            failed.take(SHOWN_FAILURES).map(|span| span.derivation.clone()).collect()
+        })
+    }
+
+    /// How many builds of the record have ended.
+    #[must_use]
+    pub fn ended_builds(&self) -> u64 {
+        self.board.chronicle().record(|record| record.ended())
     }
 
     /// Forgets who was lost until now.

@@ -6,7 +6,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::borrowed::{Borrowed, Lock, PlaceError, refuse_writable_by_others, write_atomically};
+use super::borrowed::{
+    Borrowed, Lock, PlaceError, borrowed_by_name, is_left, refuse_writable_by_others, write_atomically,
+};
 
 /// The two ways in which Nix can be told of builders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +26,9 @@ impl Mode {
         if uid == 0 && daemon_socket.exists() { Self::System } else { Self::OwnStore }
     }
 }
+
+/// How the names of our files in `/etc/ssh/ssh_config.d` begin.
+const SSH_CONFIG_PREFIX: &str = "nixtail-";
 
 /// Where commands find the agent.
 const SOCKET_VARIABLE: &str = "NIXTAIL_SOCKET";
@@ -72,6 +77,23 @@ impl Layout {
         self.run.join("known_hosts")
     }
 
+    /// Says that the folder is nixtail's own, and goes with the run.
+    fn made_mark(&self) -> PathBuf {
+        self.run.join(".made-by-nixtail")
+    }
+
+    /// Root's files that a coordinator which was killed has left as it had them.
+    fn left(&self) -> Vec<PathBuf> {
+        let names = fs::read_dir(&self.ssh_config_d).into_iter().flatten().filter_map(Result::ok);
+        let ours = names.filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let name = borrowed_by_name(&name)?;
+            (name.starts_with(SSH_CONFIG_PREFIX)).then(|| self.ssh_config_d.join(name))
+        });
+        let machines = Some(self.system_machines.clone()).filter(|path| is_left(path));
+        machines.into_iter().chain(ours).collect()
+    }
+
     /// Lines for a shell to read: `. RUN/env`.
     #[must_use]
     pub fn env(&self) -> PathBuf {
@@ -109,7 +131,8 @@ impl Told {
             // First of all: what stands in the run's folder may be the other's.
             Mode::System => Some(Lock::take(&layout.system_machines)?),
         };
-        let made_run = !layout.run.exists();
+        // One that was killed has left its mark: then the folder is ours to remove all the same.
+        let made_run = !layout.run.exists() || layout.made_mark().exists();
         let mut told = Self { layout, made_run, system: None, _lock: lock };
         match told.take(mode, uid, programs) {
             Ok(()) => Ok(told),
@@ -125,6 +148,9 @@ impl Told {
         let io = |source| PlaceError::Io { doing: "make", path: run.to_owned(), source };
         fs::create_dir_all(run).map_err(io)?;
         fs::set_permissions(run, fs::Permissions::from_mode(0o700)).map_err(io)?;
+        if self.made_run {
+            write_atomically(&self.layout.made_mark(), b"", 0o600)?;
+        }
         if mode == Mode::System {
             for path in programs.iter().copied().chain([run]) {
                 refuse_writable_by_others(path, uid)?;
@@ -221,7 +247,13 @@ impl Told {
             let (machines, ssh_config) = (system.machines.give_back(), system.ssh_config.give_back());
             first = machines.and(ssh_config);
         }
-        for file in [self.layout.machines(), self.layout.ssh_config(), self.layout.known_hosts(), self.layout.env()] {
+        for file in [
+            self.layout.machines(),
+            self.layout.ssh_config(),
+            self.layout.known_hosts(),
+            self.layout.env(),
+            self.layout.made_mark(),
+        ] {
             // What isn't there needs no removing.
             let _ = fs::remove_file(file);
         }
@@ -243,11 +275,28 @@ impl Told {
     }
 }
 
+/// Puts back what a coordinator that was killed has left of root's files, and says which they are. The next coordinator
+/// would do so, too.
+///
+/// # Errors
+/// When another coordinator is at them, or one can't be put back.
+pub fn put_back(layout: &Layout) -> Result<Vec<PathBuf>, PlaceError> {
+    let left = layout.left();
+    if left.is_empty() {
+        return Ok(left);
+    }
+    let _lock = Lock::take(&layout.system_machines)?;
+    left.iter().try_for_each(|path| Borrowed::put_back(path).map(drop))?;
+    Ok(left)
+}
+
 impl SystemFiles {
     fn take(layout: &Layout) -> Result<Self, PlaceError> {
+        // Whoever left them is dead: the lock is ours. Its run may have had another name.
+        layout.left().iter().try_for_each(|path| Borrowed::put_back(path).map(drop))?;
         let name = layout.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let machines = Borrowed::take(layout.system_machines.clone())?;
-        match Borrowed::take(layout.ssh_config_d.join(format!("nixtail-{name}.conf"))) {
+        match Borrowed::take(layout.ssh_config_d.join(format!("{SSH_CONFIG_PREFIX}{name}.conf"))) {
             Ok(ssh_config) => Ok(Self { machines, ssh_config }),
             Err(error) => {
                 if let Err(also) = machines.give_back() {
@@ -322,6 +371,38 @@ mod tests {
         assert!(!told.is_by_environment());
         told.end().unwrap();
         assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine");
+        assert_eq!(tree(root.path()), before);
+    }
+
+    #[test]
+    fn what_a_killed_coordinator_left_is_put_back_by_the_next_or_by_hand() {
+        use std::os::unix::fs::MetadataExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let uid = fs::metadata(root.path()).unwrap().uid();
+        fs::create_dir_all(root.path().join("etc/nix")).unwrap();
+        fs::write(layout(root.path()).system_machines, "ssh-ng://mine").unwrap();
+        let before = tree(root.path());
+        let killed = |run: &str| {
+            let layout = Layout { run: root.path().join(run), ..layout(root.path()) };
+            let told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
+            told.write_ssh("Host b\n", "").unwrap();
+            told.write_machines("ssh-ng://b\n").unwrap();
+            // It has no `Drop` that would put anything back; the lock goes as with a process that is killed.
+            drop(told);
+            assert_ne!(tree(root.path()), before);
+            layout
+        };
+        // By the next, of another name; the killed one's own folder goes with the next one of its name.
+        killed("one");
+        let next = Layout { run: root.path().join("two"), ..layout(root.path()) };
+        Told::begin(Mode::System, next, uid, &[]).unwrap().end().unwrap();
+        assert_eq!(fs::read_to_string(layout(root.path()).system_machines).unwrap(), "ssh-ng://mine");
+        assert!(!root.path().join("etc/ssh").exists());
+        // By hand.
+        let layout = killed("one");
+        assert_eq!(put_back(&layout).unwrap().len(), 2);
+        assert!(put_back(&layout).unwrap().is_empty());
+        Told::begin(Mode::OwnStore, layout, uid, &[]).unwrap().end().unwrap();
         assert_eq!(tree(root.path()), before);
     }
 
