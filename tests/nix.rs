@@ -3,6 +3,8 @@
 
 #[path = "nix/command.rs"]
 mod command;
+#[path = "nix/ends.rs"]
+mod ends;
 mod lab;
 #[path = "nix/nix_at_hand.rs"]
 mod nix_at_hand;

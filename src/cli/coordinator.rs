@@ -10,6 +10,7 @@ use nixtail_proto::run::Told;
 use serde::{Deserialize, Serialize};
 
 use super::command::{self, Command};
+use super::duration::parse_duration;
 use super::join::JoinArgs;
 use super::progress;
 use super::session::{self, Background, Role};
@@ -45,6 +46,9 @@ pub(super) struct Args {
     /// Let only builds that ask for all of these features go to the builders.
     #[arg(long, value_name = "FEATURES")]
     mandatory_features: Option<String>,
+    /// A builder that says nothing for so long is lost: it leaves Nix's list, and its connections are cut.
+    #[arg(long, value_name = "TIME", default_value = "40s", value_parser = parse_duration)]
+    builder_silence: Duration,
     /// How Nix is told: `own-store` by environment variables, `system` by root's files, `auto` by what this machine has.
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: ModeArg,
@@ -250,6 +254,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
             mandatory_features: args.mandatory_features.as_deref().map(words).into_iter().flatten().collect(),
         },
         login: args.login.clone().map_or_else(super::user_name, Ok)?,
+        builder_silence: args.builder_silence,
         mode,
         layout: Layout::of_system(run, socket.clone()),
         nixtail: std::env::current_exe()

@@ -7,6 +7,7 @@ pub mod borrowed;
 mod chronicle;
 mod claims;
 pub mod mode;
+mod monitor;
 mod options;
 mod prove;
 mod status;
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nixtail_proto::key::NodePublic;
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::run::{
     Action, Attempt, Builders, ClaimRefusal, Failure, Met, Outcome, Progress, Settled, Speed, Standing, Step,
@@ -29,6 +31,7 @@ use crate::report::plain;
 use borrowed::PlaceError;
 use claims::Claims;
 use mode::{Layout, Told};
+use monitor::{Finding, Monitor};
 use prove::{Acquaintance, Prover};
 
 pub use board::{Board, BuilderStatus};
@@ -80,6 +83,10 @@ pub struct Coordinator {
     listed: BTreeSet<String>,
     /// Who was lost since somebody asked last.
     losses: Vec<String>,
+    /// Watches those that are ready.
+    monitor: Monitor,
+    /// Lost builders whose streams are yet to be reset.
+    resets: Vec<NodePublic>,
     board: Board,
 }
 
@@ -111,8 +118,12 @@ impl Coordinator {
         let mut netmap = agent.netmap();
         // The first look must not wait for a change.
         netmap.mark_changed();
+        let board = Board::new(Arc::clone(&prover));
+        let silence = prover.options.builder_silence;
         let mut coordinator = Self {
-            board: Board::new(Arc::clone(&prover)),
+            monitor: Monitor::new(Arc::clone(&prover), silence, board.chronicle().clone()),
+            resets: Vec::new(),
+            board,
             prover,
             begun,
             told: Some(told),
@@ -190,6 +201,7 @@ impl Coordinator {
             }
         }
         self.settle()?;
+        self.reset_streams().await;
         Ok(std::mem::take(&mut self.losses))
     }
 
@@ -245,6 +257,7 @@ impl Coordinator {
     /// When a file couldn't be put back.
     pub async fn end(&mut self) -> Result<(), CoordinatorError> {
         self.tries.shutdown().await;
+        self.monitor.stop().await;
         // They would notice our leaving, too; but not at once, and not where control keeps a ghost of us.
         let stops = tokio::time::timeout(STOP_BUILDERS, self.board.stop_builders()).await;
         for (name, result) in stops.unwrap_or_default() {
@@ -283,8 +296,27 @@ impl Coordinator {
             }
             () = tokio::time::sleep_until(due.into()) => {}
             () = stopping.cancelled(), if !self.builders.is_stopped() => self.builders.handle_stopped(),
+            finding = self.monitor.next() => match finding {
+                Finding::Lost { name, reason } => {
+                    tracing::warn!(builder = %name, %reason, "is lost");
+                    // Whoever asks why it went is told this, not merely that it did.
+                    self.board.chronicle().handle_gone(Instant::now(), &name, &reason);
+                    self.builders.handle_lost(Instant::now(), &name);
+                }
+                // The list is made anew below.
+                Finding::Withheld => {}
+            },
         }
-        self.settle()
+        self.settle()?;
+        self.reset_streams().await;
+        Ok(())
+    }
+
+    /// Ends the streams to lost builders, so that whoever waits for one of them waits no longer.
+    async fn reset_streams(&mut self) {
+        for node in std::mem::take(&mut self.resets) {
+            self.prover.agent.reset_streams(&node).await;
+        }
     }
 
     /// Sets one step going. Each has a deadline of its own.
@@ -349,15 +381,20 @@ impl Coordinator {
     /// Brings everything in line with how the builders stand now.
     fn settle(&mut self) -> Result<(), CoordinatorError> {
         while let Some(name) = self.builders.poll_lost() {
+            self.resets.extend(self.monitor.end(&name, "it is lost"));
             self.losses.push(name);
             self.losses.truncate(MAX_LOSSES);
         }
         let listed: BTreeSet<String> = self.builders.ready().map(str::to_owned).collect();
         for name in self.listed.difference(&listed) {
             tracing::warn!(builder = %name, "is gone; Nix is told of it no more");
+            self.monitor.end(name, "it is ready no more");
         }
         for name in listed.difference(&self.listed) {
             tracing::info!(builder = %name, "ready");
+            if let Some(known) = self.known.get(name) {
+                self.monitor.begin(name, known);
+            }
         }
         self.listed = listed;
         self.write()?;
@@ -382,7 +419,8 @@ impl Coordinator {
     }
 
     fn machines(&self) -> String {
-        let ready: Vec<&Acquaintance> = self.builders.ready().filter_map(|name| self.known.get(name)).collect();
+        let offered = self.builders.ready().filter(|name| self.monitor.withheld(name).is_none());
+        let ready: Vec<&Acquaintance> = offered.filter_map(|name| self.known.get(name)).collect();
         let speeds: Vec<Speed> =
             ready.iter().map(|known| Speed { speed: known.facts.speed, max_jobs: known.machine.max_jobs }).collect();
         let factors =
@@ -399,7 +437,10 @@ impl Coordinator {
             let facts = self.known.get(name).map(|known| &known.facts);
             BuilderStatus {
                 name: name.to_owned(),
-                standing: plain(&standing.to_string()),
+                standing: match self.monitor.withheld(name) {
+                    Some(reason) => format!("ready, but takes no build: {reason}"),
+                    None => plain(&standing.to_string()),
+                },
                 ready: *standing == Standing::Ready,
                 system: facts.map(|facts| facts.system.clone()),
                 cores: facts.map(|facts| facts.cores),

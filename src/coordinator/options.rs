@@ -1,6 +1,7 @@
 //! What a coordinator is told before it begins.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nixtail_proto::run::{Wanted, Who};
 
@@ -19,6 +20,8 @@ pub struct Options {
     pub offer: Offer,
     /// The user to log in as at each of them.
     pub login: String,
+    /// After how long a builder that says nothing is lost; see [`nixtail_proto::run::BUILDER_SILENCE`].
+    pub builder_silence: Duration,
     /// How Nix is told.
     pub mode: Mode,
     /// Where the files are.

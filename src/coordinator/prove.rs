@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::Options;
 use super::claims::{Claim, Claims};
-use super::verbs::{HostKeyLine, Refusal, ask};
+use super::verbs::{HostKeyLine, Lines, Refusal, ask, follow};
 use crate::agent::Agent;
 use crate::builder::SSH_PORT;
 use crate::nix::config::known_hosts_line;
@@ -188,6 +188,14 @@ impl Prover {
         let asked = timeout(SIGN_OF_LIFE, self.verb(name, &known.host_keys, ControlVerb::Ping, Vec::new())).await;
         let answer = asked.map_err(|_| Failure { stage: Stage::Connect, reason: reason() })?;
         Ok(answer.map(drop)?)
+    }
+
+    /// Watches a claimed builder: its reports on what happened after event `after`, line by line.
+    pub(super) async fn open_watch(&self, name: &str, keys: &[String], after: u64) -> Result<Lines, Failure> {
+        let unreachable = |error: crate::agent::DialError| Failure { stage: Stage::Connect, reason: error.to_string() };
+        let stream = self.agent.dial(name, SSH_PORT).await.map_err(unreachable)?;
+        let request = ControlRequest { verb: ControlVerb::Watch, arguments: vec![after.to_string()] };
+        Ok(follow(stream, &self.options.login, keys, &request).await?)
     }
 
     /// Tells a claimed builder to end.

@@ -3,16 +3,19 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use nixtail_proto::nix_command::ControlRequest;
 use nixtail_proto::run::{Failure, Stage};
-use russh::ChannelMsg;
-use russh::client::{Config, DisconnectReason, Handler, Session};
+use russh::client::{Config, DisconnectReason, Handle, Handler, Msg, Session};
 use russh::keys::{HashAlg, PublicKeyOrCertificate};
+use russh::{Channel, ChannelMsg};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
 /// How long one verb may take from the first byte to the last: some round trips, and what the builder looks up.
 const VERB_DEADLINE: Duration = Duration::from_secs(20);
+/// How long a verb that goes on may say nothing: longer than whoever follows it waits.
+const FOLLOW_SILENCE: Duration = Duration::from_secs(120);
 /// The longest answer that is read. Facts have about 1 KiB.
 const MAX_ANSWER: usize = 64 * 1024;
 /// The longest text of a builder's that is shown to a person.
@@ -71,64 +74,152 @@ async fn exchange<S>(stream: S, login: &str, expected: &[String], request: &Cont
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let seen = Arc::new(Mutex::new(Seen::default()));
-    let client = Client { expected: expected.to_vec(), seen: Arc::clone(&seen) };
-    let config = Arc::new(Config { inactivity_timeout: Some(VERB_DEADLINE), ..Config::default() });
-    let lost = |seen: &Mutex<Seen>, error: russh::Error| {
-        if lock(seen).refused_key {
-            return failure(Stage::HostKey, "it shows another host key than control gave us".to_owned());
-        }
-        failure(Stage::Connect, error.to_string())
-    };
-    let mut handle = russh::client::connect_stream(config, stream, client).await.map_err(|error| lost(&seen, error))?;
-    let refusal = |seen: &Mutex<Seen>| {
-        let banner = shown(&lock(seen).banner);
-        let reason = if banner.is_empty() { format!("login as {login} is not allowed") } else { banner };
-        failure(Stage::Policy, reason)
-    };
-    match handle.authenticate_none(login).await {
-        Ok(result) if result.success() => {}
-        Ok(_) => return Err(refusal(&seen)),
-        // The endpoint closes right after its banner, which may overtake the answer.
-        Err(_) if !lock(&seen).banner.is_empty() => return Err(refusal(&seen)),
-        Err(error) => return Err(lost(&seen, error)),
+    let mut asked = Asked::send(stream, login, expected, request, VERB_DEADLINE).await?;
+    let mut stdout = Vec::new();
+    while let Some(data) = asked.next_data().await {
+        take(&mut stdout, &data);
     }
-    // A refusal that depends on the user comes as a disconnect right after the login (see `ssh::Endpoint`).
-    let broken = |error: russh::Error| match lock(&seen).farewell.clone() {
-        Some(farewell) => failure(Stage::Policy, shown(&farewell)),
-        None => failure(stage_of(request), error.to_string()),
-    };
-    let mut channel = handle.channel_open_session().await.map_err(broken)?;
-    channel.exec(true, request.to_command_line()).await.map_err(broken)?;
-    channel.eof().await.map_err(broken)?;
-    let (mut stdout, mut stderr, mut status) = (Vec::new(), Vec::new(), None);
-    while let Some(message) = channel.wait().await {
-        match message {
-            ChannelMsg::Data { data } => take(&mut stdout, &data),
-            ChannelMsg::ExtendedData { data, .. } => take(&mut stderr, &data),
-            ChannelMsg::ExitStatus { exit_status } => status = Some(exit_status),
-            ChannelMsg::Close => break,
-            _ => {}
-        }
-    }
-    // Best effort: the answer is here, and dropping the handle ends the connection too.
-    let _ = handle.disconnect(russh::Disconnect::ByApplication, "", "").await;
-    if let (None, Some(farewell)) = (status, lock(&seen).farewell.clone()) {
-        return Err(failure(Stage::Policy, shown(&farewell)));
-    }
-    if status != Some(0) {
-        let words = shown(&String::from_utf8_lossy(&stderr));
-        let reason = match status {
-            _ if !words.is_empty() => words,
-            Some(status) => format!("exit status {status}"),
-            None => "the connection ended before the answer".to_owned(),
-        };
-        let Refusal { failure, .. } = failure(stage_of(request), reason);
-        return Err(Refusal { failure, status, text: String::from_utf8_lossy(&stdout).into_owned() });
-    }
-    let host_key = lock(&seen).host_key.clone().map(HostKeyLine);
+    let text = String::from_utf8_lossy(&stdout).into_owned();
+    let host_key = lock(&asked.seen).host_key.clone().map(HostKeyLine);
+    asked.end().await.map_err(|refusal| Refusal { text: text.clone(), ..refusal })?;
     let host_key = host_key.ok_or_else(|| failure(Stage::HostKey, "it showed none".to_owned()))?;
-    Ok(Answer { text: String::from_utf8_lossy(&stdout).into_owned(), host_key })
+    Ok(Answer { text, host_key })
+}
+
+/// Runs `request`, a verb that goes on, and hands over what it writes line by line. As [`ask`] otherwise.
+///
+/// # Errors
+/// As [`ask`], where it doesn't begin.
+pub async fn follow<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Lines, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let sending = Asked::send(stream, login, expected, request, FOLLOW_SILENCE);
+    let late = || failure(Stage::Connect, format!("no answer within {} s", VERB_DEADLINE.as_secs()));
+    let asked = timeout(VERB_DEADLINE, sending).await.unwrap_or_else(|_| Err(late()))?;
+    Ok(Lines { asked: Some(asked), buffer: Vec::new() })
+}
+
+/// What a verb that goes on writes.
+pub struct Lines {
+    /// `None` after its end.
+    asked: Option<Asked>,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next line, of `longest` bytes at the most; `None` when the builder has ended them in order.
+    ///
+    /// # Errors
+    /// When the connection breaks, the line is too long, or the verb failed.
+    pub async fn next(&mut self, longest: usize) -> Result<Option<Vec<u8>>, Failure> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                return Ok(Some(self.buffer.drain(..=end).collect()));
+            }
+            if self.buffer.len() > longest {
+                let reason = format!("a line of more than {longest} bytes");
+                return Err(Failure { stage: Stage::Facts, reason });
+            }
+            let Some(asked) = &mut self.asked else { return Ok(None) };
+            match asked.next_data().await {
+                // What is yet to be read is a packet more than a line at the most.
+                Some(data) => self.buffer.extend_from_slice(&data),
+                None => match self.asked.take() {
+                    Some(asked) => asked.end().await?,
+                    None => return Ok(None),
+                },
+            }
+        }
+    }
+}
+
+/// A command that was sent.
+struct Asked {
+    handle: Handle<Client>,
+    channel: Channel<Msg>,
+    seen: Arc<Mutex<Seen>>,
+    stage: Stage,
+    stderr: Vec<u8>,
+    status: Option<u32>,
+}
+
+impl Asked {
+    async fn send<S>(
+        stream: S,
+        login: &str,
+        expected: &[String],
+        request: &ControlRequest,
+        inactivity: Duration,
+    ) -> Result<Self, Refusal>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let client = Client { expected: expected.to_vec(), seen: Arc::clone(&seen) };
+        let config = Arc::new(Config { inactivity_timeout: Some(inactivity), ..Config::default() });
+        let lost = |seen: &Mutex<Seen>, error: russh::Error| {
+            if lock(seen).refused_key {
+                return failure(Stage::HostKey, "it shows another host key than control gave us".to_owned());
+            }
+            failure(Stage::Connect, error.to_string())
+        };
+        let connecting = russh::client::connect_stream(config, stream, client);
+        let mut handle = connecting.await.map_err(|error| lost(&seen, error))?;
+        let refusal = |seen: &Mutex<Seen>| {
+            let banner = shown(&lock(seen).banner);
+            let reason = if banner.is_empty() { format!("login as {login} is not allowed") } else { banner };
+            failure(Stage::Policy, reason)
+        };
+        match handle.authenticate_none(login).await {
+            Ok(result) if result.success() => {}
+            Ok(_) => return Err(refusal(&seen)),
+            // The endpoint closes right after its banner, which may overtake the answer.
+            Err(_) if !lock(&seen).banner.is_empty() => return Err(refusal(&seen)),
+            Err(error) => return Err(lost(&seen, error)),
+        }
+        let stage = stage_of(request);
+        // A refusal that depends on the user comes as a disconnect right after the login (see `ssh::Endpoint`).
+        let broken = |error: russh::Error| match lock(&seen).farewell.clone() {
+            Some(farewell) => failure(Stage::Policy, shown(&farewell)),
+            None => failure(stage, error.to_string()),
+        };
+        let channel = handle.channel_open_session().await.map_err(broken)?;
+        channel.exec(true, request.to_command_line()).await.map_err(broken)?;
+        channel.eof().await.map_err(broken)?;
+        Ok(Self { handle, channel, seen, stage, stderr: Vec::new(), status: None })
+    }
+
+    /// What it writes to its stdout next; `None` at its end. Cancel safe.
+    async fn next_data(&mut self) -> Option<Bytes> {
+        loop {
+            match self.channel.wait().await? {
+                ChannelMsg::Data { data } => return Some(data),
+                ChannelMsg::ExtendedData { data, .. } => take(&mut self.stderr, &data),
+                ChannelMsg::ExitStatus { exit_status } => self.status = Some(exit_status),
+                ChannelMsg::Close => return None,
+                _ => {}
+            }
+        }
+    }
+
+    /// How it ended.
+    async fn end(self) -> Result<(), Refusal> {
+        // Best effort: the answer is here, and dropping the handle ends the connection too.
+        let _ = self.handle.disconnect(russh::Disconnect::ByApplication, "", "").await;
+        if let (None, Some(farewell)) = (self.status, lock(&self.seen).farewell.clone()) {
+            return Err(failure(Stage::Policy, shown(&farewell)));
+        }
+        let Some(status) = self.status else {
+            return Err(failure(Stage::Connect, "the connection ended before the answer".to_owned()));
+        };
+        if status == 0 {
+            return Ok(());
+        }
+        let words = shown(&String::from_utf8_lossy(&self.stderr));
+        let reason = if words.is_empty() { format!("exit status {status}") } else { words };
+        Err(Refusal { status: Some(status), ..failure(self.stage, reason) })
+    }
 }
 
 fn take(buffer: &mut Vec<u8>, data: &[u8]) {

@@ -164,7 +164,7 @@ async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
         None => child.terminate(TERMINATE_GRACE).await,
     };
     session.set_end(match &status {
-        _ if parts.cancel.is_cancelled() => "ended before its command did".to_owned(),
+        _ if parts.cancel.is_cancelled() => "its client left, or it was ended here".to_owned(),
         Ok(status) => format!("exit code {}", exit_code(*status)),
         Err(error) => error.to_string(),
     });

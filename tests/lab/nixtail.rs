@@ -107,6 +107,11 @@ impl Nixtail {
         self.process.id()
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
     /// Sends it a signal and waits for its end.
     pub fn end(&mut self, signal: Signal) -> ExitStatus {
         self.process.signal(signal);

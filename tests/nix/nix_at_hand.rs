@@ -92,7 +92,8 @@ pub(crate) fn write_derivations(folder: &Path, programs: &Programs, salt: &str) 
 }
 
 /// An expression that has these attributes, new to every store by `salt`: `top` (seven derivations in three levels),
-/// `failing` (its last words, then exit code 7), `slow` (30 s), `long` (10 minutes), `ticking` (a line a second, three of them).
+/// `failing` (its last words, then exit code 7), `brief` (6 s), `slow` (30 s), `long` (10 minutes), `ticking` (a line a second,
+/// three of them).
 ///
 /// `tools` is a folder with a static `busybox` in it. (Busybox takes the applet from its own name, and `<hash>-busybox` is none.)
 pub(crate) fn derivations(tools: &Path, salt: &str) -> String {
@@ -117,6 +118,7 @@ in {{
   top = run "top" [ (middle "left" [ 1 2 ]) (middle "right" [ 4 8 ]) ] "echo total $total > $out";
   failing = run "failing" [ ] "echo the last words of $name; $busybox sleep 0.2; exit 7";
   pausing = run "pausing" [ ] "echo pausing has begun; $busybox sleep 5; echo done > $out";
+  brief = run "brief" [ ] "echo brief has begun; $busybox sleep 6; echo done > $out";
   slow = run "slow" [ ] "echo slow has begun in {salt}; $busybox sleep 30; echo done > $out";
   long = run "long" [ ] "echo long has begun in {salt}; $busybox sleep 600; echo done > $out";
   ticking = run "ticking" [ ] "for n in 1 2 3; do echo tick $n; $busybox sleep 1; done; echo done > $out";

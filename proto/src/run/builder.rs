@@ -35,8 +35,8 @@ struct Claim {
     offline_since: Option<Instant>,
     /// The claimer's watches that are open.
     watches: usize,
-    /// Since when it doesn't watch us; `None` before it has ever done so.
-    unwatched_since: Option<Instant>,
+    /// Since when it doesn't watch us, as each claimer does soon after its claim.
+    unwatched_since: Instant,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -185,13 +185,12 @@ impl Builder {
             Some(claim) if claim.claimer != claimer => Err(ClaimError::Taken(claim.claimer)),
             Some(claim) => {
                 claim.heard = now;
-                claim.unwatched_since = claim.unwatched_since.map(|_| now);
+                claim.unwatched_since = now;
                 Ok(())
             }
             None => {
                 self.freeze = OwnFreeze::new(now);
-                self.claim =
-                    Some(Claim { claimer, heard: now, offline_since: None, watches: 0, unwatched_since: None });
+                self.claim = Some(Claim { claimer, heard: now, offline_since: None, watches: 0, unwatched_since: now });
                 Ok(())
             }
         }
@@ -256,7 +255,7 @@ impl Builder {
     pub fn handle_watch_ended(&mut self, now: Instant, from: NodePublic) {
         if let Some(claim) = self.claim.as_mut().filter(|claim| claim.claimer == from) {
             claim.watches = claim.watches.saturating_sub(1);
-            claim.unwatched_since = Some(now);
+            claim.unwatched_since = now;
         }
     }
 
@@ -297,7 +296,7 @@ impl Builder {
         {
             // We could hear nobody.
             claim.heard = now;
-            claim.unwatched_since = claim.unwatched_since.map(|_| now);
+            claim.unwatched_since = now;
             claim.offline_since = claim.offline_since.map(|_| now);
         }
         let due = self.deadlines().filter(|(deadline, _)| *deadline <= now).min_by_key(|(deadline, _)| *deadline);
@@ -347,7 +346,7 @@ impl Builder {
         let idle = self.idle_since.zip(self.idle_timeout).filter(|_| open && self.claim.is_none());
         let claim = self.claim.as_ref().filter(|_| open);
         let silent = claim.and_then(|claim| Some(claim.heard.max(claim.offline_since?)));
-        let unwatched = claim.filter(|claim| claim.watches == 0).and_then(|claim| claim.unwatched_since);
+        let unwatched = claim.filter(|claim| claim.watches == 0).map(|claim| claim.unwatched_since);
         let lost = |loss| End::ClaimerLost(loss);
         [
             idle.map(|(since, after)| (since + after, End::Idle(after))),
