@@ -118,3 +118,22 @@ fn what_a_coordinator_cannot_work_with_is_told_before_it_logs_in() {
         "nix-build",
     );
 }
+
+#[test]
+fn a_host_key_that_cannot_be_used_is_never_replaced() {
+    let shell = Shell::new();
+    let state = shell.folder.path().join("state");
+    let folder = state.to_str().unwrap();
+    std::fs::create_dir(&state).unwrap();
+    std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
+    let file = state.join("ssh_host_ed25519_key");
+    std::fs::write(&file, "-----BEGIN OPENSSH PRIVATE KEY-----\nb3Blbn").unwrap();
+    std::fs::set_permissions(&file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    // The login server is never asked: nobody listens there.
+    let key = [("TS_AUTHKEY", "tskey-auth-none"), ("TS_CONTROL_URL", "http://127.0.0.1:1")];
+    let output = shell.run(&["builder", "--state-dir", folder], &key);
+    ended(&output, 78, "not a whole private key in OpenSSH's form; restore it, or remove it to get a new key");
+    assert_eq!(std::fs::read_to_string(&file).unwrap().lines().count(), 2);
+    std::fs::set_permissions(&state, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    ended(&shell.run(&["builder"], &[&key[..], &[("NIXTAIL_STATE_DIR", folder)]].concat()), 78, "chmod 700");
+}

@@ -3,13 +3,21 @@
 #![cfg(feature = "ssh-nix")]
 #![allow(missing_docs, clippy::unwrap_used, reason = "tests may panic")]
 
+#[path = "ssh_endpoint/ends.rs"]
+mod ends;
+mod lab;
+#[path = "ssh_endpoint/load.rs"]
+mod load;
+#[path = "ssh_endpoint/rekeying.rs"]
+mod rekeying;
+#[path = "ssh_endpoint/server.rs"]
+mod server;
+#[path = "ssh_endpoint/strangers.rs"]
+mod strangers;
+
 use std::collections::BTreeMap;
-use std::future::Future;
 use std::io::Write as _;
-use std::path::PathBuf;
-use std::pin::Pin;
-use std::process::{Output, Stdio};
-use std::sync::{Arc, Mutex};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use nixtail::nix::configuration::Wishes;
@@ -17,155 +25,9 @@ use nixtail::nix::daemon::{NixHost, NixPrograms, StoreConfig};
 use nixtail::nix::facts::Facts;
 use nixtail::nix::inspect::{Inspection, Request, inspect};
 use nixtail::nix::spawn::ChildSpec;
-use nixtail::ssh::{
-    AdmissionControl, AllowedCommands, ConnectionEnd, ConnectionReport, ControlReply, ControlVerbs, Endpoint,
-    EndpointConfig, HostKey, Limits, Peer, SshError,
-};
-use nixtail_proto::key::NodePublic;
-use nixtail_proto::nix_command::ControlRequest;
-use nixtail_proto::ssh_policy::{AdmissionEnd, PrincipalFacts, Rejection, evaluate};
-use nixtail_proto::tailcfg::{SshAction, SshPolicy, SshPrincipal, SshRule};
-use tokio::net::TcpListener;
+use nixtail::ssh::{AllowedCommands, ConnectionEnd, Limits};
+use server::{DAEMON, PATIENCE, Server, allow, commands, serve, shell, text, within};
 use tokio::process::Command;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
-
-const DAEMON: &str = "nix-daemon --stdio";
-const SECONDS_20: Duration = Duration::from_secs(20);
-
-type Policy = Arc<Mutex<Option<SshPolicy>>>;
-
-struct Server {
-    port: u16,
-    folder: tempfile::TempDir,
-    admission: Arc<AdmissionControl>,
-    policy: Policy,
-    reports: mpsc::UnboundedReceiver<Result<ConnectionReport, SshError>>,
-    cancel: CancellationToken,
-}
-
-struct Verbs;
-
-impl ControlVerbs for Verbs {
-    fn answer(&self, peer: &Peer, request: ControlRequest) -> Pin<Box<dyn Future<Output = ControlReply> + Send + '_>> {
-        let stdout = format!("{} {} {:?}\n", peer.name, request.verb.as_str(), request.arguments).into_bytes();
-        Box::pin(async move { ControlReply { stdout, stderr: "words\n".into(), exit_code: 7 } })
-    }
-}
-
-fn allow(change: impl FnOnce(&mut SshRule)) -> Option<SshPolicy> {
-    let mut rule = SshRule {
-        principals: vec![Some(SshPrincipal { node_ip: "100.64.0.7".into(), ..Default::default() })],
-        ssh_users: BTreeMap::from([("*".into(), "=".into())]),
-        action: Some(SshAction { accept: true, ..Default::default() }),
-        ..Default::default()
-    };
-    change(&mut rule);
-    Some(SshPolicy { rules: vec![Some(rule)] })
-}
-
-fn shell(script: &str) -> ChildSpec {
-    ChildSpec::new("/bin/sh", ["-c", script]).with_variable("PATH", "/usr/bin:/bin")
-}
-
-fn commands(daemon: ChildSpec) -> AllowedCommands {
-    AllowedCommands { daemon, serve: shell("echo served"), published_store: Some("/a store".into()) }
-}
-
-async fn serve(policy: Option<SshPolicy>, commands: AllowedCommands) -> Server {
-    let policy: Policy = Arc::new(Mutex::new(policy));
-    let seen = Arc::clone(&policy);
-    let authorizer = move |peer: &Peer, user: &str| evaluate(seen.lock().unwrap().as_ref(), &peer.facts, user, 1000);
-    let host_key = HostKey::generate(&mut rand::rng()).unwrap();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("known_hosts"), format!("builder {}\n", host_key.public_line())).unwrap();
-    let admission = AdmissionControl::new("builder", Arc::new(authorizer));
-    let endpoint = Endpoint::new(EndpointConfig {
-        host_key,
-        admission: Arc::clone(&admission),
-        commands,
-        sessions: Default::default(),
-        control: Arc::new(Verbs),
-        limits: Limits::default(),
-    });
-    let (sender, reports) = mpsc::unbounded_channel();
-    let cancel = CancellationToken::new();
-    let (serving, cancelled) = (endpoint, cancel.clone());
-    tokio::spawn(async move {
-        while let Ok((stream, source)) = listener.accept().await {
-            stream.set_nodelay(true).unwrap();
-            let facts = PrincipalFacts { addresses: vec!["100.64.0.7".parse().unwrap()], ..Default::default() };
-            let peer = Peer { node_key: NodePublic::from_bytes([7; 32]), name: "coordinator".into(), facts, source };
-            let (serving, sender, cancelled) = (Arc::clone(&serving), sender.clone(), cancelled.clone());
-            tokio::spawn(async move {
-                let _ = sender.send(serving.serve(stream, peer, cancelled).await);
-            });
-        }
-    });
-    Server { port, folder, admission, policy, reports, cancel }
-}
-
-impl Server {
-    fn config(&self) -> String {
-        format!(
-            "Host builder\n  HostName 127.0.0.1\n  Port {}\n  User builder\n  HostKeyAlias builder\n  UserKnownHostsFile {}\n  \
-             GlobalKnownHostsFile /dev/null\n  StrictHostKeyChecking yes\n  IdentityFile none\n  IdentitiesOnly yes\n  \
-             KexAlgorithms curve25519-sha256\n  LogLevel INFO\n",
-            self.port,
-            self.folder.path().join("known_hosts").display()
-        )
-    }
-
-    fn ssh(&self, options: &[&str], command: &str) -> Command {
-        let config = self.folder.path().join("ssh_config");
-        std::fs::write(&config, self.config()).unwrap();
-        let mut ssh = Command::new("ssh");
-        ssh.arg("-F").arg(config).args(options).arg("builder");
-        if !command.is_empty() {
-            ssh.arg(command);
-        }
-        ssh.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        ssh
-    }
-
-    async fn run(&self, options: &[&str], command: &str) -> (i32, String, String) {
-        let output = within(SECONDS_20, self.ssh(options, command).output()).await.unwrap();
-        text(&output)
-    }
-
-    async fn report(&mut self) -> ConnectionReport {
-        within(SECONDS_20, self.reports.recv()).await.unwrap().unwrap()
-    }
-}
-
-fn text(output: &Output) -> (i32, String, String) {
-    let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    (output.status.code().unwrap_or(-1), utf8(&output.stdout), utf8(&output.stderr))
-}
-
-async fn within<T>(limit: Duration, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(limit, future).await.expect("took too long")
-}
-
-/// Processes whose command line holds `mark`, zombies left out.
-fn processes(mark: &str) -> Vec<PathBuf> {
-    let own = std::process::id().to_string();
-    let is_marked = |path: &PathBuf| {
-        let line = std::fs::read(path.join("cmdline")).unwrap_or_default();
-        !path.ends_with(&own) && String::from_utf8_lossy(&line).contains(mark)
-    };
-    std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path()).filter(is_marked).collect()
-}
-
-async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let begun = Instant::now();
-    while !holds() {
-        assert!(begun.elapsed() < SECONDS_20, "{what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn output_errors_and_exit_code_come_apart() {
@@ -251,7 +113,7 @@ async fn credentials_are_never_looked_at() {
     std::fs::set_permissions(&askpass, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     let mut ssh = server.ssh(&["-l", "builder+password"], DAEMON);
     ssh.env("SSH_ASKPASS", &askpass).env("SSH_ASKPASS_REQUIRE", "force");
-    let (code, out, err) = text(&within(SECONDS_20, ssh.output()).await.unwrap());
+    let (code, out, err) = text(&within(PATIENCE, ssh.output()).await.unwrap());
     assert_eq!((code, out.as_str()), (0, "ran\n"), "{err}");
 }
 
@@ -262,14 +124,14 @@ async fn half_close_reaches_the_child_and_its_output_still_comes() {
     std::fs::write(&input, vec![b'x'; 3_000_000]).unwrap();
     let mut ssh = server.ssh(&[], DAEMON);
     ssh.stdin(std::fs::File::open(&input).unwrap());
-    let (code, out, _) = text(&within(SECONDS_20, ssh.output()).await.unwrap());
+    let (code, out, _) = text(&within(PATIENCE, ssh.output()).await.unwrap());
     assert_eq!((code, out.as_str()), (0, "3000000\nafter\n"));
 
     // And the other way round: the child closes its stdin and ends while the client has more to say.
     let server = serve(allow(|_| {}), commands(shell("exec <&-; sleep 0.2; echo done; exit 5"))).await;
     let mut ssh = server.ssh(&[], DAEMON);
     ssh.stdin(std::fs::File::open("/dev/zero").unwrap());
-    let (code, out, _) = text(&within(SECONDS_20, ssh.output()).await.unwrap());
+    let (code, out, _) = text(&within(PATIENCE, ssh.output()).await.unwrap());
     assert_eq!((code, out.as_str()), (5, "done\n"));
 }
 
@@ -301,7 +163,7 @@ async fn a_child_that_reads_nothing_blocks_nobody_and_fills_no_memory() {
     while let Some(line) = within(limit, lines.next_line()).await.unwrap() {
         seen.push((line.trim().to_owned(), begun.elapsed()));
     }
-    let status = within(SECONDS_20, child.wait()).await.unwrap();
+    let status = within(PATIENCE, child.wait()).await.unwrap();
     let at = |word: &str| seen.iter().find(|(line, _)| line == word).unwrap_or_else(|| panic!("no {word}: {seen:?}")).1;
     let report = server.report().await;
     println!(
@@ -329,87 +191,6 @@ async fn a_child_that_reads_nothing_blocks_nobody_and_fills_no_memory() {
     );
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_sessions_share_a_connection() {
-    let mut server = serve(allow(|_| {}), commands(shell("cat; echo end"))).await;
-    let socket = server.folder.path().join("master");
-    let socket = socket.to_str().unwrap();
-    let mut master = server.ssh(&["-M", "-N", "-S", socket], "").spawn().unwrap();
-    eventually("no master", || std::fs::exists(socket).unwrap()).await;
-    let mut clients = Vec::new();
-    for n in 0..32 {
-        let mut ssh = server.ssh(&["-S", socket], DAEMON);
-        ssh.stdin(Stdio::piped());
-        let mut child = ssh.spawn().unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        tokio::io::AsyncWriteExt::write_all(&mut stdin, format!("{n}\n").as_bytes()).await.unwrap();
-        clients.push((n, child, stdin));
-    }
-    eventually("32 children", || processes("cat; echo end").len() == 32).await;
-    // One more than allowed: refused by the connection, so that ssh makes one of its own.
-    let (_, _, err) = server.run(&["-S", socket], DAEMON).await;
-    assert!(err.contains("Session open refused by peer"), "{err}");
-    assert_eq!(server.report().await.commands_run, 1);
-    for (n, child, stdin) in clients {
-        drop(stdin);
-        let (code, out, _) = text(&within(SECONDS_20, child.wait_with_output()).await.unwrap());
-        assert_eq!((code, out), (0, format!("{n}\nend\n")));
-    }
-    let (_, out, err) = server.run(&["-S", socket], DAEMON).await;
-    assert_eq!((out.as_str(), err.as_str()), ("end\n", ""));
-    master.kill().await.unwrap();
-    assert_eq!(server.report().await.commands_run, 33);
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_client_leaves_no_child() {
-    let mark = format!("sleep 98{}", std::process::id());
-    let mut server = serve(allow(|_| {}), commands(shell(&format!("trap '' TERM; {mark} & wait; wait; {mark}")))).await;
-    let mut ssh = server.ssh(&[], DAEMON);
-    ssh.stdin(Stdio::piped());
-    let mut client = ssh.spawn().unwrap();
-    eventually("no child", || !processes(&mark).is_empty()).await;
-    client.kill().await.unwrap();
-    assert_eq!(server.report().await.end, ConnectionEnd::Client);
-    assert_eq!(processes(&mark), Vec::<PathBuf>::new(), "when serve returns, no child is left");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_policy_change_ends_what_it_no_longer_allows() {
-    let mark = format!("sleep 97{}", std::process::id());
-    let mut server = serve(allow(|_| {}), commands(shell(&mark))).await;
-    let client = server.ssh(&[], DAEMON).spawn().unwrap();
-    eventually("no child", || !processes(&mark).is_empty()).await;
-    server.admission.policy_changed();
-    tokio::time::sleep(Duration::from_millis(300)).await;
-    assert!(!processes(&mark).is_empty(), "what is still allowed goes on");
-
-    *server.policy.lock().unwrap() = None;
-    server.admission.policy_changed();
-    let (code, _, err) = text(&within(SECONDS_20, client.wait_with_output()).await.unwrap());
-    assert_eq!(code, 255);
-    assert!(err.contains("Access revoked."), "{err}");
-    assert_eq!(server.report().await.end, ConnectionEnd::Disallowed(AdmissionEnd::Revoked(Rejection::NoPolicy)));
-    assert_eq!(processes(&mark), Vec::<PathBuf>::new());
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn duration_and_cancel_end_a_session_with_words() {
-    let second = allow(|rule| rule.action.as_mut().unwrap().session_duration = 1_000_000_000);
-    let mut server = serve(second, commands(shell("sleep 30"))).await;
-    let (code, _, err) = server.run(&[], DAEMON).await;
-    assert_eq!((code, server.report().await.end), (255, ConnectionEnd::Disallowed(AdmissionEnd::DurationOver)));
-    assert!(err.contains("Session timeout"), "{err}");
-
-    let mut server = serve(allow(|_| {}), commands(shell("echo here; sleep 30"))).await;
-    let client = server.ssh(&[], DAEMON).spawn().unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    server.cancel.cancel();
-    let (code, _, err) = text(&within(SECONDS_20, client.wait_with_output()).await.unwrap());
-    assert_eq!((code, server.report().await.end), (255, ConnectionEnd::Cancelled));
-    assert!(err.contains("this node is leaving"), "{err}");
-}
-
 /// A throw-away chroot store with its own configuration; `None` (and a line) where there is no Nix.
 fn throw_away_nix(folder: &std::path::Path) -> Option<NixHost> {
     let Ok(programs) = NixPrograms::find(std::env::var_os("PATH").as_ref()) else {
@@ -433,8 +214,7 @@ fn throw_away_nix(folder: &std::path::Path) -> Option<NixHost> {
 
 /// `nix` as a client: its own throw-away store, and our ssh_config.
 fn nix_client(host: &NixHost, server: &Server, words: &[&str]) -> Command {
-    let config = server.folder.path().join("ssh_config");
-    std::fs::write(&config, server.config()).unwrap();
+    let config = server.config();
     let client = NixHost { store: StoreConfig::Chroot { root: server.folder.path().join("client") }, ..host.clone() };
     let spec = client.nix(words);
     let mut nix = Command::new(&spec.program);
@@ -455,13 +235,13 @@ async fn real_nix_pings_and_copies_through_real_ssh() {
 
     let uri = format!("ssh-ng://builder?remote-store={}", folder.path().join("root").display());
     let mut ping = nix_client(&host, &server, &["store", "ping", "--store", &uri]);
-    let (code, _, err) = text(&within(SECONDS_20, ping.output()).await.unwrap());
+    let (code, _, err) = text(&within(PATIENCE, ping.output()).await.unwrap());
     assert_eq!(code, 0, "{err}");
     assert_eq!(server.report().await.commands_run, 1);
 
     let foreign = "ssh-ng://builder?remote-store=/etc";
     let mut ping = nix_client(&host, &server, &["store", "ping", "--store", foreign]);
-    let (code, _, err) = text(&within(SECONDS_20, ping.output()).await.unwrap());
+    let (code, _, err) = text(&within(PATIENCE, ping.output()).await.unwrap());
     assert_ne!(code, 0);
     assert!(err.contains("store not allowed: /etc"), "{err}");
     assert_eq!(server.report().await.commands_refused, 1);
@@ -472,7 +252,7 @@ async fn real_nix_pings_and_copies_through_real_ssh() {
         std::fs::write(&file, vec![byte; 8 << 20]).unwrap();
         let uri = format!("{protocol}://builder");
         let mut add = nix_client(&host, &server, &["store", "add-file", "--store", &uri, file.to_str().unwrap()]);
-        let (code, path, err) = text(&within(SECONDS_20, add.output()).await.unwrap());
+        let (code, path, err) = text(&within(PATIENCE, add.output()).await.unwrap());
         assert_eq!(code, 0, "{protocol}: {err}");
         let stored = folder.path().join("root").join(path.trim().trim_start_matches('/'));
         assert_eq!(std::fs::read(stored).unwrap(), vec![byte; 8 << 20], "{protocol}");

@@ -10,12 +10,12 @@ mod verbs;
 mod watching;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::run::{End, Presence, Told};
-use nixtail_proto::ssh_policy::{Decision, PrincipalFacts, evaluate};
+use nixtail_proto::ssh_policy::PrincipalFacts;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -24,7 +24,9 @@ use crate::agent::{Agent, ListenError, Listener, Stream};
 use crate::nix::daemon::NixHost;
 use crate::nix::facts::Facts;
 use crate::report::plain;
-use crate::ssh::{AdmissionControl, AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, Peer};
+use crate::ssh::{
+    AdmissionControl, AllowedCommands, Endpoint, EndpointConfig, HostKey, Limits, NetmapAuthorizer, Peer,
+};
 use listening::Listening;
 use places::{MAX_CONNECTIONS, MAX_CONNECTIONS_OF_NODE, Places};
 pub use report::{BuilderStatus, MAX_REPORT_LINE, REPORT_SCHEMA, Report, ReportEvent, RunningBuild, SessionStatus};
@@ -80,8 +82,7 @@ impl Builder {
     /// When the port inside the tunnel is taken.
     pub async fn start(agent: &Agent, options: Options) -> Result<Self, ListenError> {
         let verbs = Arc::new(Verbs::new(&options));
-        let netmap = agent.netmap();
-        let authorizer = move |peer: &Peer, user: &str| authorize(&netmap, peer, user);
+        let authorizer = NetmapAuthorizer::new(agent.netmap(), SSH_PORT);
         let admission = AdmissionControl::new(options.login, Arc::new(authorizer));
         let endpoint = Endpoint::new(EndpointConfig {
             host_key: options.host_key,
@@ -283,13 +284,4 @@ fn facts_of(netmap: &Netmap, key: &NodePublic) -> Option<PrincipalFacts> {
         addresses: node.addresses.iter().map(|network| network.addr()).collect(),
         login_name: owner.map(|user| user.login_name.clone()),
     })
-}
-
-/// The policy of this moment, about the peer of this moment: both may have changed since it connected.
-fn authorize(netmap: &watch::Receiver<Option<Arc<Netmap>>>, peer: &Peer, user: &str) -> Decision {
-    let netmap = netmap.borrow().clone();
-    let facts = netmap.as_ref().and_then(|netmap| facts_of(netmap, &peer.node_key));
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-    let policy = netmap.as_ref().filter(|_| facts.is_some()).and_then(|netmap| netmap.ssh_policy.as_deref());
-    evaluate(policy, facts.as_ref().unwrap_or(&peer.facts), user, i64::try_from(now).unwrap_or(i64::MAX))
 }

@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nixtail_proto::key::NodePublic;
 
-/// Connections served at once. A coordinator has one for each running build and a few for questions.
-pub(super) const MAX_CONNECTIONS: usize = 200;
-/// Connections of one node served at once: more builds than any machine runs well, and less than a third of all.
-pub(super) const MAX_CONNECTIONS_OF_NODE: usize = 64;
+/// Connections served at once. What they queue is bounded together (`ssh::Limits`), not each by itself.
+pub(super) const MAX_CONNECTIONS: usize = 400;
+/// Connections of one node served at once: a coordinator has one for each running build and a few for questions, and
+/// half of the places stay for others.
+pub(super) const MAX_CONNECTIONS_OF_NODE: usize = 200;
 
 /// The places of one builder, and who has how many. A node that has none isn't remembered, so there are at most
 /// [`MAX_CONNECTIONS`] entries.
@@ -65,9 +66,9 @@ mod tests {
         let places = Arc::new(Places::default());
         let node = |number: u8| NodePublic::from_bytes([number; 32]);
         let take_all = |number| std::iter::from_fn(|| places.take(node(number))).collect::<Vec<_>>();
-        let mut held: Vec<_> = (1..=3).map(take_all).collect();
+        let mut held = vec![take_all(1)];
         assert!(held.iter().all(|of_node| of_node.len() == MAX_CONNECTIONS_OF_NODE));
-        held.push(take_all(4));
+        held.push(take_all(2));
         assert_eq!(held.iter().map(Vec::len).sum::<usize>(), MAX_CONNECTIONS);
         assert!(places.take(node(5)).is_none());
         held.pop();

@@ -1,5 +1,6 @@
 //! `nixtail builder`: joins, and serves Nix to the coordinator that claims it.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
@@ -15,6 +16,7 @@ use crate::local::Routes;
 use crate::nix::inspect::Inspection;
 use crate::report::{Exit, Failure};
 use crate::ssh::HostKey;
+use crate::state::StateFolder;
 
 /// How long running builds may go on after SIGTERM, unless `--drain` says otherwise.
 const DRAIN_AFTER_TERM: Duration = Duration::from_secs(30);
@@ -44,6 +46,9 @@ pub(super) struct Args {
     speed_factor: Option<f64>,
     #[command(flatten)]
     nix: NixArgs,
+    /// Keep the SSH host key in this folder, for builders that return under their name [default: a new key each time].
+    #[arg(long, value_name = "FOLDER", env = "NIXTAIL_STATE_DIR")]
+    state_dir: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -62,6 +67,7 @@ struct Serving<'a> {
 
 impl Role for Serving<'_> {
     async fn prepare(&mut self, config: &mut Config) -> Result<(), Failure> {
+        let host_key = host_key(self.args.state_dir.as_deref())?;
         let Inspection { host: nix, mut facts, .. } = self.args.nix.ready().await?;
         facts.run.clone_from(&self.args.run);
         facts.speed = self.args.speed_factor.or(facts.speed);
@@ -69,7 +75,6 @@ impl Role for Serving<'_> {
             // So that a coordinator of the run finds it without asking every builder.
             config.hostname = nixtail_proto::names::valid_hostname(&format!("nb-{run}-{}", config.hostname));
         }
-        let host_key = HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error))?;
         config.ssh_host_keys = vec![host_key.public_line().to_owned()];
         let idle_timeout = Some(self.args.idle_timeout).filter(|after| !after.is_zero());
         self.prepared = Some(Options {
@@ -135,4 +140,12 @@ impl Role for Serving<'_> {
 fn speed_factor(text: &str) -> Result<f64, String> {
     let factor = text.parse::<f64>().ok().filter(|factor| (0.01..=100.0).contains(factor));
     factor.ok_or_else(|| "a speed factor is a number between 0.01 and 100".to_owned())
+}
+
+fn host_key(state: Option<&Path>) -> Result<HostKey, Failure> {
+    let Some(path) = state else {
+        return HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error));
+    };
+    let kept = StateFolder::open(path).and_then(|folder| folder.host_key(&mut rand::rng()));
+    kept.map_err(|error| Failure::new(Exit::Configuration, error))
 }

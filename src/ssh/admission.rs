@@ -33,6 +33,12 @@ pub struct Peer {
 pub trait Authorizer: Send + Sync {
     /// May `peer` log in as `user`?
     fn authorize(&self, peer: &Peer, user: &str) -> Decision;
+
+    /// The users that the policy names for `peer`, `*` among them for all others: who is refused as each of them is
+    /// refused as anybody.
+    fn named_users(&self, _peer: &Peer) -> Vec<String> {
+        vec!["*".to_owned()]
+    }
 }
 
 impl<F: Fn(&Peer, &str) -> Decision + Send + Sync> Authorizer for F {
@@ -104,6 +110,17 @@ impl Admission {
         as_local_user(self.control.authorizer.authorize(&self.peer, user), &self.control.login)
     }
 
+    /// As [`Admission::decide`] about the endpoint's own login, where the user isn't known yet: a refusal is one that the
+    /// peer would meet whatever user it asks for. `None`: that depends on the user.
+    pub fn decide_for_anybody(&self) -> Option<Result<Acceptance, Rejection>> {
+        let decision = self.decide(&self.control.login);
+        let named = || self.control.authorizer.named_users(&self.peer);
+        match decision {
+            Err(_) if named().iter().any(|user| self.decide(user).is_ok()) => None,
+            decision => Some(decision),
+        }
+    }
+
     /// Lets the peer in as `user` if the policy of this moment says so. Its stay is counted from here.
     pub fn log_in(&self, user: &str) -> Result<Acceptance, Rejection> {
         let acceptance = self.decide(user)?;
@@ -167,6 +184,6 @@ impl Admission {
     }
 }
 
-fn unix_now() -> i64 {
+pub(super) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

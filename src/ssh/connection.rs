@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use nixtail_proto::nix_command::Shown;
 use nixtail_proto::ssh_policy::{Acceptance, Rejection};
@@ -14,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::admission::{Admission, Peer};
 use super::endpoint::{ConnectionEnd, ConnectionReport, Endpoint};
-use super::flow::{Gate, InputQueue, QUEUE_WINDOWS, TRICKLE_SLACK, WindowExceeded, WindowShare, Windows, lock};
+use super::flow::{Gate, InputQueue, MemoryShare, WindowExceeded, Windows, lock};
 use super::session::SessionParts;
 use crate::builder::sessions::{Lane, NoSession, Session};
 
@@ -24,10 +25,14 @@ mod tests;
 /// A suffix of the user name with which clients ask to be asked for a password (`tailscale ssh` documents it).
 const PASSWORD_SUFFIX: &str = "+password";
 
+/// How long a client that was refused may take to see that and go.
+const REFUSED_GRACE: Duration = Duration::from_secs(2);
+
 pub(crate) struct Connection {
     pub(crate) endpoint: Arc<Endpoint>,
     pub(crate) admission: Arc<Admission>,
     pub(crate) gate: Arc<Gate>,
+    memory: Arc<MemoryShare>,
     pub(crate) windows: Mutex<Windows<ChannelId>>,
     channels: Mutex<HashMap<ChannelId, OpenChannel>>,
     /// Sessions end when this does.
@@ -44,7 +49,7 @@ struct OpenChannel {
     queue: Arc<InputQueue>,
     cancel: CancellationToken,
     /// `None` once a command runs.
-    idle: Option<(ChannelWriteHalf<Msg>, WindowShare)>,
+    idle: Option<ChannelWriteHalf<Msg>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,10 +66,12 @@ impl Connection {
         let abort = CancellationToken::new();
         let windows = Mutex::new(Windows::new(endpoint.config.limits.window));
         let admission = endpoint.config.admission.begin(peer);
+        let memory = endpoint.budget.share();
         Self {
             endpoint,
             admission,
-            gate: Arc::default(),
+            gate: Arc::new(Gate::new(Arc::clone(&memory))),
+            memory,
             windows,
             channels: Mutex::default(),
             sessions: abort.child_token(),
@@ -111,20 +118,17 @@ impl Connection {
         self.end.borrow().clone()
     }
 
-    /// A channel begins; false where there are too many, or their windows take too much memory.
+    /// A channel begins; false where there are too many.
     pub(crate) fn open_channel(&self, write: ChannelWriteHalf<Msg>) -> bool {
         let limits = &self.endpoint.config.limits;
         let mut channels = lock(&self.channels);
         if channels.len() >= limits.sessions {
             return false;
         }
-        let Some(share) = self.endpoint.budget.take(limits.window as usize * QUEUE_WINDOWS + TRICKLE_SLACK) else {
-            return false;
-        };
-        let queue = Arc::new(InputQueue::default());
+        let queue = Arc::new(InputQueue::new(Arc::clone(&self.memory)));
         lock(&self.windows).open(write.id(), Arc::clone(&queue));
         let cancel = self.sessions.child_token();
-        channels.insert(write.id(), OpenChannel { queue, cancel, idle: Some((write, share)) });
+        channels.insert(write.id(), OpenChannel { queue, cancel, idle: Some(write) });
         true
     }
 
@@ -132,9 +136,9 @@ impl Connection {
     pub(crate) fn begin_session(self: &Arc<Self>, channel: ChannelId) -> Option<SessionParts> {
         let mut channels = lock(&self.channels);
         let open = channels.get_mut(&channel)?;
-        let (write, share) = open.idle.take()?;
+        let write = open.idle.take()?;
         let (queue, cancel) = (Arc::clone(&open.queue), open.cancel.clone());
-        Some(SessionParts { connection: Arc::clone(self), write, queue, cancel, _share: share })
+        Some(SessionParts { connection: Arc::clone(self), write, queue, cancel })
     }
 
     /// A Nix session begins, if the builder takes one now.
@@ -188,7 +192,12 @@ impl Connection {
         let mut ends = self.end.subscribe();
         let chosen = async {
             match ends.wait_for(Option::is_some).await.map(|end| end.clone()) {
-                Ok(Some(end)) => end,
+                Ok(Some(end)) => {
+                    if matches!(end, ConnectionEnd::Refused(_)) {
+                        tokio::time::sleep(REFUSED_GRACE).await;
+                    }
+                    end
+                }
                 _ => std::future::pending().await,
             }
         };

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::admission::{AdmissionControl, Peer};
 use super::connection::Connection;
-use super::flow::WindowBudget;
+use super::flow::MemoryBudget;
 use super::gated_stream::GatedStream;
 use super::handler::ConnectionHandler;
 use super::host_key::HostKey;
@@ -35,8 +35,11 @@ const PACKET: u32 = 65_535;
 /// Sessions of one connection. Nix has one; an OpenSSH master may have some.
 const SESSIONS: usize = 32;
 
-/// What the windows of all connections may come to: 37 sessions whose children are all stuck.
-const WINDOW_BUDGET: usize = 640 * 1024 * 1024;
+/// What all connections may have queued for their children: 32 sessions whose children are all stuck, of any number.
+const MEMORY: usize = 512 * 1024 * 1024;
+
+/// The most that russh allows. AES-GCM would stand much more.
+const REKEY_AFTER: usize = 1 << 30;
 
 /// How long a client has to log in, as Go's.
 const LOGIN_GRACE: Duration = Duration::from_secs(120);
@@ -90,15 +93,17 @@ pub struct Limits {
     pub window: u32,
     /// Sessions of one connection.
     pub sessions: usize,
-    /// Bytes that the queues of all sessions may come to.
-    pub window_budget: usize,
+    /// Bytes that all sessions may have queued for their children before reading rests.
+    pub memory: usize,
+    /// Bytes each way after which keys are exchanged anew, 1 GiB at most.
+    pub rekey_after: usize,
     /// How long a client has to log in.
     pub login_grace: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { window: WINDOW, sessions: SESSIONS, window_budget: WINDOW_BUDGET, login_grace: LOGIN_GRACE }
+        Self { window: WINDOW, sessions: SESSIONS, memory: MEMORY, rekey_after: REKEY_AFTER, login_grace: LOGIN_GRACE }
     }
 }
 
@@ -136,6 +141,8 @@ pub enum SshError {
 pub enum ConnectionEnd {
     /// The client closed it.
     Client,
+    /// The client answered nothing, or took nothing, for so long that it counts as dead.
+    Silent,
     /// The policy refused the peer; the words that it was told.
     Refused(String),
     /// The policy allows it no longer.
@@ -151,7 +158,9 @@ impl ConnectionEnd {
     pub(crate) fn farewell(&self) -> Cow<'_, str> {
         match self {
             Self::Client => "bye".into(),
-            Self::Refused(reason) => reason.into(),
+            Self::Silent => "no answer".into(),
+            // A banner has told why.
+            Self::Refused(_) => "not allowed".into(),
             Self::Disallowed(end) => end.to_string().into(),
             Self::LoginTimeout => "login took too long".into(),
             Self::Cancelled => "this node is leaving".into(),
@@ -183,7 +192,7 @@ pub struct ConnectionReport {
 /// Serves SSH on streams whose peers are known.
 pub struct Endpoint {
     pub(crate) config: EndpointConfig,
-    pub(crate) budget: Arc<WindowBudget>,
+    pub(crate) budget: Arc<MemoryBudget>,
     russh: Arc<russh::server::Config>,
 }
 
@@ -191,7 +200,7 @@ impl Endpoint {
     /// An endpoint without connections.
     pub fn new(config: EndpointConfig) -> Arc<Self> {
         let russh = Arc::new(russh_config(&config));
-        let budget = WindowBudget::new(config.limits.window_budget);
+        let budget = MemoryBudget::new(config.limits.memory);
         Arc::new(Self { config, budget, russh })
     }
 
@@ -212,6 +221,7 @@ impl Endpoint {
         let _abort = connection.abort.clone().drop_guard();
 
         let stream = GatedStream::new(stream, Arc::clone(&connection.gate), connection.abort.clone());
+        let goodbye = stream.goodbye();
         let handler = ConnectionHandler::new(Arc::clone(&connection));
         let end = connection.wait_for_end(&cancel);
         tokio::pin!(end);
@@ -222,6 +232,15 @@ impl Endpoint {
         let handle = running.handle();
         let result = tokio::select! {
             result = &mut running => result.map(|()| ConnectionEnd::Client),
+            // One side has said goodbye, and russh waits for the client to close the stream, which it may never do.
+            () = goodbye.cancelled() => {
+                connection.end_sessions();
+                if tokio::time::timeout(CLOSE_GRACE, &mut running).await.is_err() {
+                    connection.abort.cancel();
+                    let _ = running.await;
+                }
+                Ok(ConnectionEnd::Client)
+            }
             end = &mut end => {
                 connection.end_sessions();
                 let farewell = async {
@@ -244,20 +263,27 @@ impl Endpoint {
         match result {
             Ok(end) => Ok(connection.report(end)),
             // Clients that just go are the rule, not a fault.
-            Err(SshError::Protocol(error)) if is_disconnection(&error) => Ok(connection.report(ConnectionEnd::Client)),
+            Err(SshError::Protocol(error)) => match client_end(&error) {
+                Some(end) => Ok(connection.report(connection.chosen_end().unwrap_or(end))),
+                None => Err(SshError::Protocol(error)),
+            },
             Err(error) => Err(error),
         }
     }
 }
 
-fn is_disconnection(error: &russh::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+/// How the client ended the connection, if that is what an error means.
+fn client_end(error: &russh::Error) -> Option<ConnectionEnd> {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof};
     match error {
-        russh::Error::HUP | russh::Error::Disconnect | russh::Error::KeepaliveTimeout => true,
-        russh::Error::IO(error) => {
-            matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
-        }
-        _ => false,
+        russh::Error::HUP | russh::Error::Disconnect => Some(ConnectionEnd::Client),
+        russh::Error::KeepaliveTimeout => Some(ConnectionEnd::Silent),
+        russh::Error::IO(error) => match error.kind() {
+            BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof => Some(ConnectionEnd::Client),
+            TimedOut => Some(ConnectionEnd::Silent),
+            _ => None,
+        },
+        _ => None,
     }
 }
 
@@ -268,8 +294,11 @@ fn russh_config(config: &EndpointConfig) -> russh::server::Config {
         // No secret is compared, so there is nothing to hide in time.
         auth_rejection_time: Duration::ZERO,
         keys: vec![config.host_key.private().clone()],
-        // 1 GiB in each direction is the most that russh allows.
-        limits: russh::Limits::new(1 << 30, 1 << 30, Duration::from_secs(24 * 3600)),
+        limits: russh::Limits::new(
+            config.limits.rekey_after.min(REKEY_AFTER),
+            config.limits.rekey_after.min(REKEY_AFTER),
+            Duration::from_secs(24 * 3600),
+        ),
         window_size: config.limits.window,
         maximum_packet_size: PACKET,
         // The receiving halves of channels are dropped at once (see `handler`), so this is never filled.

@@ -11,6 +11,10 @@
 //! 3. Each trickle shuts the [`Gate`] before the connection's reader for [`TRICKLE_PAUSE`]. A client whose child is stuck
 //!    thus sends some hundred bytes a second, while its window adjustments go through at most one pause late.
 //!
+//! 4. What all connections have queued counts against one [`MemoryBudget`]. While it is exceeded, connections that have
+//!    queued anything are read only as their children take it ([`Gate::poll_open`]). One of them whose child wants its
+//!    output gone first may then wait in vain, and ends as silent; that needs hundreds of MiB for stuck children.
+//!
 //! A client that ignores its window is cut off: [`Windows::data`] says so.
 
 use std::collections::{HashMap, VecDeque};
@@ -47,9 +51,13 @@ const LONGEST_PACKET: usize = 256 * 1024;
 /// Queued bytes are kept in pieces of this size, so that many small packets cost no more than a few large ones.
 const PIECE: usize = 64 * 1024;
 
+/// How often a connection that rests for the sake of the budget looks whether it must.
+const BUDGET_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a child is yet to read. One side pushes, the other pops; neither holds the lock while it waits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct InputQueue {
+    share: Arc<MemoryShare>,
     state: Mutex<QueueState>,
     changed: Notify,
 }
@@ -65,6 +73,11 @@ struct QueueState {
 }
 
 impl InputQueue {
+    /// An empty one, whose bytes count in `share`.
+    pub(crate) fn new(share: Arc<MemoryShare>) -> Self {
+        Self { share, state: Mutex::default(), changed: Notify::new() }
+    }
+
     /// Takes `data` unless the child takes no more; never waits.
     pub(crate) fn push(&self, data: &[u8]) {
         let mut state = lock(&self.state);
@@ -80,6 +93,7 @@ impl InputQueue {
         }
         state.tail.extend_from_slice(data);
         state.queued += data.len();
+        self.share.add(data.len());
         state.highest = state.highest.max(state.queued);
         drop(state);
         self.changed.notify_one();
@@ -95,6 +109,7 @@ impl InputQueue {
     pub(crate) fn discard(&self) {
         let mut state = lock(&self.state);
         let highest = state.highest;
+        self.share.remove(state.queued);
         *state = QueueState { discards: true, highest, ..QueueState::default() };
         drop(state);
         self.changed.notify_one();
@@ -122,7 +137,10 @@ impl InputQueue {
     /// The child took `length` bytes.
     pub(crate) fn written(&self, length: usize) {
         let mut state = lock(&self.state);
-        state.queued = state.queued.saturating_sub(length);
+        // A queue that was discarded meanwhile counts nothing any more.
+        let length = length.min(state.queued);
+        state.queued -= length;
+        self.share.remove(length);
     }
 
     /// Bytes that the child hasn't taken.
@@ -133,6 +151,12 @@ impl InputQueue {
     /// The most that was ever queued.
     pub(crate) fn highest(&self) -> usize {
         lock(&self.state).highest
+    }
+}
+
+impl Drop for InputQueue {
+    fn drop(&mut self) {
+        self.share.remove(self.queued());
     }
 }
 
@@ -213,8 +237,9 @@ impl<K: std::hash::Hash + Eq> Windows<K> {
 }
 
 /// Before the reader of a connection: shut for a while, or until a child takes something.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Gate {
+    share: Arc<MemoryShare>,
     shut: Mutex<Shut>,
     waker: AtomicWaker,
     times_shut: AtomicUsize,
@@ -229,6 +254,11 @@ pub(crate) enum Shut {
 }
 
 impl Gate {
+    /// An open one, before a connection that queues in `share`.
+    pub(crate) fn new(share: Arc<MemoryShare>) -> Self {
+        Self { share, shut: Mutex::default(), waker: AtomicWaker::new(), times_shut: AtomicUsize::new(0) }
+    }
+
     /// Shuts it for [`TRICKLE_PAUSE`].
     pub(crate) fn pause(&self, now: Instant) {
         *lock(&self.shut) = Shut::Until(now + TRICKLE_PAUSE);
@@ -259,6 +289,12 @@ impl Gate {
         match *shut {
             Shut::Until(until) if now < until => Poll::Ready(Some(until)),
             Shut::UntilDrained => Poll::Pending,
+            _ if self.share.must_rest() => {
+                self.times_shut.fetch_add(1, Ordering::Relaxed);
+                let until = now + BUDGET_PAUSE;
+                *shut = Shut::Until(until);
+                Poll::Ready(Some(until))
+            }
             Shut::Open | Shut::Until(_) => {
                 *shut = Shut::Open;
                 Poll::Ready(None)
@@ -272,35 +308,47 @@ impl Gate {
     }
 }
 
-/// The bytes that all windows of the process may come to.
+/// The bytes that the queues of all connections may come to, and what they do.
 #[derive(Debug)]
-pub(crate) struct WindowBudget {
-    left: AtomicUsize,
+pub(crate) struct MemoryBudget {
+    limit: usize,
+    queued: AtomicUsize,
 }
 
-/// A part of the budget, given back on drop.
+/// One connection's part of it.
 #[derive(Debug)]
-pub(crate) struct WindowShare {
-    budget: Arc<WindowBudget>,
-    bytes: usize,
+pub(crate) struct MemoryShare {
+    budget: Arc<MemoryBudget>,
+    queued: AtomicUsize,
 }
 
-impl WindowBudget {
+impl MemoryBudget {
     /// A budget of so many bytes.
-    pub(crate) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { left: AtomicUsize::new(bytes) })
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        Arc::new(Self { limit, queued: AtomicUsize::new(0) })
     }
 
-    /// Takes `bytes` out of it, if they are left.
-    pub(crate) fn take(self: &Arc<Self>, bytes: usize) -> Option<WindowShare> {
-        self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(bytes)).ok()?;
-        Some(WindowShare { budget: Arc::clone(self), bytes })
+    /// A connection begins.
+    pub(crate) fn share(self: &Arc<Self>) -> Arc<MemoryShare> {
+        Arc::new(MemoryShare { budget: Arc::clone(self), queued: AtomicUsize::new(0) })
     }
 }
 
-impl Drop for WindowShare {
-    fn drop(&mut self) {
-        self.budget.left.fetch_add(self.bytes, Ordering::Relaxed);
+impl MemoryShare {
+    fn add(&self, bytes: usize) {
+        self.queued.fetch_add(bytes, Ordering::Relaxed);
+        self.budget.queued.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn remove(&self, bytes: usize) {
+        self.queued.fetch_sub(bytes, Ordering::Relaxed);
+        self.budget.queued.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Whether the connection must wait for its own children first. One that has queued nothing needn't, so that none
+    /// waits for the children of others alone; it may overshoot by a packet.
+    fn must_rest(&self) -> bool {
+        self.budget.queued.load(Ordering::Relaxed) > self.budget.limit && self.queued.load(Ordering::Relaxed) > 0
     }
 }
 

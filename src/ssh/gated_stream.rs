@@ -5,7 +5,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,6 +20,10 @@ const READ_AHEAD: usize = 4 * 1024 * 1024;
 /// How much is read at once while reading ahead.
 const READ_CHUNK: usize = 64 * 1024;
 
+/// How long a write may wait for the client to take a single byte. OpenSSH and the like take all that comes, whatever
+/// becomes of it; a client that doesn't is frozen for good or gone.
+const STALLED_WRITE: Duration = Duration::from_secs(60);
+
 /// A stream whose reads obey a [`Gate`].
 ///
 /// russh doesn't read while it writes. Against a peer that does the same, both would wait for ever once the buffers
@@ -30,6 +34,9 @@ pub(crate) struct GatedStream<S> {
     gate: Arc<Gate>,
     pause: Pin<Box<Sleep>>,
     abort: Pin<Box<WaitForCancellationFutureOwned>>,
+    /// Since when a write waits, plus [`STALLED_WRITE`].
+    stalled: Option<Pin<Box<Sleep>>>,
+    goodbye: CancellationToken,
     ahead: BytesMut,
     /// How the stream ended while reading ahead.
     ended: Option<io::Result<()>>,
@@ -40,7 +47,26 @@ impl<S> GatedStream<S> {
     pub(crate) fn new(inner: S, gate: Arc<Gate>, abort: CancellationToken) -> Self {
         let pause = Box::pin(tokio::time::sleep_until(tokio::time::Instant::now()));
         let abort = Box::pin(abort.cancelled_owned());
-        Self { inner, gate, pause, abort, ahead: BytesMut::new(), ended: None }
+        let goodbye = CancellationToken::new();
+        Self { inner, gate, pause, abort, stalled: None, goodbye, ahead: BytesMut::new(), ended: None }
+    }
+
+    /// Cancelled when russh is done writing: either side has disconnected.
+    pub(crate) fn goodbye(&self) -> CancellationToken {
+        self.goodbye.clone()
+    }
+
+    /// An error once writes have waited for too long without a byte taken.
+    fn check_progress<T>(&mut self, write: &Poll<io::Result<T>>, cx: &mut Context<'_>) -> io::Result<()> {
+        if write.is_ready() {
+            self.stalled = None;
+            return Ok(());
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALLED_WRITE)));
+        match stalled.as_mut().poll(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
     }
 
     fn check_abort(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
@@ -98,6 +124,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GatedStream<S> {
         let this = self.get_mut();
         this.check_abort(cx)?;
         let poll = Pin::new(&mut this.inner).poll_write(cx, data);
+        this.check_progress(&poll, cx)?;
         if poll.is_pending() {
             this.read_ahead(cx);
         }
@@ -108,6 +135,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GatedStream<S> {
         let this = self.get_mut();
         this.check_abort(cx)?;
         let poll = Pin::new(&mut this.inner).poll_flush(cx);
+        this.check_progress(&poll, cx)?;
         if poll.is_pending() {
             this.read_ahead(cx);
         }
@@ -117,19 +145,24 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for GatedStream<S> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         this.check_abort(cx)?;
+        this.goodbye.cancel();
         Pin::new(&mut this.inner).poll_shutdown(cx)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::flow::MemoryBudget;
     use super::*;
-    use std::time::Duration;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    fn gate() -> Arc<Gate> {
+        Arc::new(Gate::new(MemoryBudget::new(usize::MAX).share()))
+    }
 
     #[tokio::test]
     async fn a_shut_gate_rests_reads_and_not_writes() {
-        let gate = Arc::new(Gate::default());
+        let gate = gate();
         let (mut far, near) = tokio::io::duplex(64);
         let mut near = GatedStream::new(near, Arc::clone(&gate), CancellationToken::new());
         far.write_all(b"hello").await.unwrap();
@@ -145,7 +178,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pause_runs_out() {
-        let gate = Arc::new(Gate::default());
+        let gate = gate();
         let (mut far, near) = tokio::io::duplex(64);
         let mut near = GatedStream::new(near, Arc::clone(&gate), CancellationToken::new());
         far.write_all(b"hello").await.unwrap();
@@ -160,7 +193,7 @@ mod tests {
     async fn an_abort_breaks_a_waiting_read() {
         let abort = CancellationToken::new();
         let (_far, near) = tokio::io::duplex(64);
-        let mut near = GatedStream::new(near, Arc::default(), abort.clone());
+        let mut near = GatedStream::new(near, gate(), abort.clone());
         let task = tokio::spawn(async move { near.read(&mut [0; 5]).await.map_err(|error| error.kind()) });
         tokio::task::yield_now().await;
         abort.cancel();
@@ -171,7 +204,7 @@ mod tests {
     async fn two_ends_that_write_before_they_read_both_finish() {
         let (one, two) = tokio::io::duplex(1024);
         let end = |stream| async move {
-            let mut stream = GatedStream::new(stream, Arc::default(), CancellationToken::new());
+            let mut stream = GatedStream::new(stream, gate(), CancellationToken::new());
             stream.write_all(&[7; 500_000]).await.unwrap();
             let mut all = vec![0; 500_000];
             stream.read_exact(&mut all).await.unwrap();
@@ -180,5 +213,15 @@ mod tests {
         };
         let both = async { tokio::join!(end(one), end(two)) };
         tokio::time::timeout(Duration::from_secs(10), both).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_goodbye_is_told_at_once() {
+        let (_far, near) = tokio::io::duplex(64);
+        let mut near = GatedStream::new(near, gate(), CancellationToken::new());
+        let goodbye = near.goodbye();
+        assert!(!goodbye.is_cancelled());
+        near.shutdown().await.unwrap();
+        assert!(goodbye.is_cancelled());
     }
 }

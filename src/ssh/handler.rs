@@ -5,7 +5,6 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use nixtail_proto::nix_command::{CommandRefusal, NixCommand, Shown, parse_command};
-use nixtail_proto::ssh_policy::Rejection;
 use russh::server::{Auth, ChannelOpenHandle, Handler, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, MethodKind, MethodSet, Pty, Sig};
 
@@ -29,29 +28,36 @@ impl ConnectionHandler {
 
     /// The policy alone decides; no credential is looked at.
     ///
-    /// russh can send a banner only before it knows the user. So where the refusal depends on the user, the client is let
-    /// in for as long as it takes to send a disconnect message with the reason: nothing of it is handled after that.
-    /// OpenSSH shows either and exits with 255, without asking for a password.
-    fn authenticate(&mut self, user: &str, password_given: bool) -> Auth {
+    /// russh can send a banner only before it knows the user. So a peer that would be refused as anybody gets one, and then
+    /// a failure that leaves it no method but `none`. (OpenSSH takes an empty list for any method, and asks for a password.
+    /// And paramiko knows the banner only while the connection lasts, so the client is left to end it.) Where the refusal depends on the user, the client is let in for as long as it takes to send
+    /// a disconnect message with the reason: nothing of it is handled after that. Every client shows either, and none
+    /// asks for a password.
+    fn authenticate(&mut self, user: &str, password_given: bool) -> Result<Auth, SshError> {
         let decision = match self.connection.decide(user) {
             Ok(_) if wants_password(user) && !password_given => {
                 let password = MethodSet::from([MethodKind::Password].as_slice());
-                return Auth::Reject { proceed_with_methods: Some(password), partial_success: true };
+                return Ok(Auth::Reject { proceed_with_methods: Some(password), partial_success: true });
             }
             Ok(_) => self.connection.log_in(user),
             Err(rejection) => Err(rejection),
         };
         let rejection = match decision {
-            Ok(_) => return Auth::Accept,
+            Ok(_) => return Ok(Auth::Accept),
             Err(rejection) => rejection.to_string(),
         };
         tracing::info!(peer = %self.connection.peer().name, user = %Shown::new(user), %rejection, "SSH login refused");
         if self.told {
+            if self.connection.chosen_end().is_some() {
+                // It has been refused, and tries again.
+                return Err(russh::Error::Disconnect.into());
+            }
             self.connection.end(ConnectionEnd::Refused(rejection));
-            return Auth::Reject { proceed_with_methods: Some(MethodSet::empty()), partial_success: false };
+            let nothing = MethodSet::from([MethodKind::None].as_slice());
+            return Ok(Auth::Reject { proceed_with_methods: Some(nothing), partial_success: false });
         }
         self.turned_away = Some(rejection);
-        Auth::Accept
+        Ok(Auth::Accept)
     }
 
     /// Runs what `channel` asked for, once.
@@ -87,13 +93,11 @@ impl Handler for ConnectionHandler {
     type Error = SshError;
 
     async fn authentication_banner(&mut self) -> Result<Option<String>, SshError> {
-        let login = self.connection.endpoint.config.admission.login().to_owned();
-        match self.connection.decide(&login) {
-            Ok(acceptance) if acceptance.message.is_empty() => Ok(None),
-            Ok(acceptance) => Ok(Some(format!("{}\r\n", acceptance.message))),
-            // Another user may be let in.
-            Err(Rejection::NoUser) => Ok(None),
-            Err(rejection) => {
+        match self.connection.admission.decide_for_anybody() {
+            None => Ok(None),
+            Some(Ok(acceptance)) if acceptance.message.is_empty() => Ok(None),
+            Some(Ok(acceptance)) => Ok(Some(format!("{}\r\n", acceptance.message))),
+            Some(Err(rejection)) => {
                 self.told = true;
                 Ok(Some(format!("nixtail: {rejection}\r\n")))
             }
@@ -101,11 +105,11 @@ impl Handler for ConnectionHandler {
     }
 
     async fn auth_none(&mut self, user: &str) -> Result<Auth, SshError> {
-        Ok(self.authenticate(user, false))
+        self.authenticate(user, false)
     }
 
     async fn auth_password(&mut self, user: &str, _password: &str) -> Result<Auth, SshError> {
-        Ok(self.authenticate(user, true))
+        self.authenticate(user, true)
     }
 
     async fn auth_publickey_offered(&mut self, _user: &str, _offer: PublicKeyOffer<'_>) -> Result<Auth, SshError> {
@@ -113,7 +117,7 @@ impl Handler for ConnectionHandler {
     }
 
     async fn auth_publickey(&mut self, user: &str, _key: VerifiedPublicKey<'_>) -> Result<Auth, SshError> {
-        Ok(self.authenticate(user, false))
+        self.authenticate(user, false)
     }
 
     async fn auth_succeeded(&mut self, session: &mut Session) -> Result<(), SshError> {

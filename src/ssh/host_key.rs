@@ -1,9 +1,11 @@
-//! The endpoint's host key: one Ed25519 key, new with every start, known to peers through the control plane.
+//! The endpoint's host key: one Ed25519 key, new with every start unless it is kept ([`crate::state`]), known to peers
+//! through the control plane.
 
 use std::fmt;
 
+use russh::keys::ssh_key::LineEnding;
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData};
-use russh::keys::{PrivateKey, PublicKey};
+use russh::keys::{Algorithm, PrivateKey, PublicKey};
 use zeroize::Zeroizing;
 
 /// A host key. The secret half is zeroed on drop (by `ssh-key`) and isn't shown.
@@ -13,10 +15,23 @@ pub struct HostKey {
     public_line: String,
 }
 
-/// A seed that makes no key, which an Ed25519 seed always does: a fault in the `ssh-key` crate.
+/// What can be wrong with a host key.
 #[derive(Debug, thiserror::Error)]
-#[error("can't make an SSH host key: {0}")]
-pub struct HostKeyError(#[from] russh::keys::ssh_key::Error);
+#[non_exhaustive]
+pub enum HostKeyError {
+    /// A seed that makes no key, which an Ed25519 seed always does: a fault in the `ssh-key` crate.
+    #[error("can't make an SSH host key: {0}")]
+    Make(#[from] russh::keys::ssh_key::Error),
+    /// The text is no private key in OpenSSH's form, or not all of one.
+    #[error("not a whole private key in OpenSSH's form")]
+    Unreadable,
+    /// A passphrase would be needed, which nobody is there to give.
+    #[error("the key is locked with a passphrase")]
+    Locked,
+    /// A key of another kind.
+    #[error("the key is not an Ed25519 key")]
+    OtherKind,
+}
 
 impl HostKey {
     /// A new key from `rng`.
@@ -24,7 +39,27 @@ impl HostKey {
         let mut seed = Zeroizing::new([0; 32]);
         rng.fill_bytes(seed.as_mut());
         let pair = KeypairData::Ed25519(Ed25519Keypair::from_seed(&seed));
-        let private = PrivateKey::new(pair, "")?;
+        Self::new(PrivateKey::new(pair, "")?)
+    }
+
+    /// Reads a private key in OpenSSH's form.
+    pub fn from_openssh(text: &[u8]) -> Result<Self, HostKeyError> {
+        let private = PrivateKey::from_openssh(text).map_err(|_| HostKeyError::Unreadable)?;
+        if private.is_encrypted() {
+            return Err(HostKeyError::Locked);
+        }
+        if private.algorithm() != Algorithm::Ed25519 {
+            return Err(HostKeyError::OtherKind);
+        }
+        Self::new(private)
+    }
+
+    /// The private key in OpenSSH's form.
+    pub fn to_openssh(&self) -> Result<Zeroizing<String>, HostKeyError> {
+        Ok(self.private.to_openssh(LineEnding::LF)?)
+    }
+
+    fn new(private: PrivateKey) -> Result<Self, HostKeyError> {
         let public_line =
             PublicKey::new(private.public_key().key_data().clone(), "").to_openssh()?.trim_end().to_owned();
         Ok(Self { private, public_line })

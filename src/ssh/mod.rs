@@ -18,6 +18,7 @@ mod flow;
 mod gated_stream;
 mod handler;
 mod host_key;
+mod netmap_authorizer;
 mod session;
 
 pub use admission::{Admission, AdmissionControl, Authorizer, Peer};
@@ -26,3 +27,4 @@ pub use endpoint::{
     SshError,
 };
 pub use host_key::{HostKey, HostKeyError};
+pub use netmap_authorizer::NetmapAuthorizer;

@@ -12,6 +12,12 @@ pub fn require(name: &str) -> Option<PathBuf> {
     found(path.is_file().then_some(path), name, "make peers")
 }
 
+/// The folder `name` (`python`) as `scripts/ssh-clients` filled it, beside the programs; else as [`require`].
+pub fn require_folder(name: &str) -> Option<PathBuf> {
+    let path = folder().join(name);
+    found(path.is_dir().then_some(path), name, "make peers")
+}
+
 /// A program of the system's own, such as `nix-build`, as `PATH` has it; else as [`require`].
 pub fn require_on_path(name: &str) -> Option<PathBuf> {
     let folders = env::var_os("PATH").unwrap_or_default();

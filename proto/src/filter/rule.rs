@@ -103,6 +103,19 @@ impl Rule {
             && self.is_from(from, has_capability)
     }
 
+    /// Whether it lets `from` begin a TCP connection to this address and port of ours. For who has a rule at hand and no
+    /// packet: what a connection that was let in would meet today.
+    #[must_use]
+    pub fn allows_connection(
+        &self,
+        from: IpAddr,
+        to: IpAddr,
+        port: u16,
+        has_capability: impl Fn(&str) -> bool,
+    ) -> bool {
+        self.allows(protocol::TCP, from, to, port, has_capability)
+    }
+
     /// Whether it allows anything at all between the two.
     pub(super) fn connects(&self, from: IpAddr, to: IpAddr, has_capability: impl Fn(&str) -> bool) -> bool {
         self.destinations.iter().any(|(range, _)| range.contains(to)) && self.is_from(from, has_capability)

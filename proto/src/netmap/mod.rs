@@ -53,6 +53,8 @@ pub struct Netmap {
     pub tailnet_lock: Option<TkaInfo>,
     /// What control thinks is wrong with us. Untrusted text.
     pub health: Vec<String>,
+    /// Seconds to add to our clock to have control's; 0 where they agree within a minute.
+    pub clock_offset: i64,
 }
 
 impl Netmap {

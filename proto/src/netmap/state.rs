@@ -105,6 +105,7 @@ impl NetmapState {
             dns: Arc::clone(&self.dns),
             tailnet_lock: self.tailnet_lock.clone(),
             health: self.health.clone(),
+            clock_offset: self.clock_offset,
             ..Netmap::default()
         };
         let now = Timestamp::from_unix(clock.unix().saturating_add(self.clock_offset));

@@ -6,23 +6,69 @@ fn daemon(store: Option<&str>, process_ops: bool) -> NixCommand {
     NixCommand::Daemon { store: store.map(str::to_owned), process_ops }
 }
 
+/// One line of `sent_by_nix.txt`.
+struct Sent<'a> {
+    first: u32,
+    last: Option<u32>,
+    scheme: &'a str,
+    line: &'a str,
+}
+
+/// The minor number of `2.N`.
+fn minor(version: &str) -> Option<u32> {
+    (version != "-").then(|| version.strip_prefix("2.").unwrap().parse().unwrap())
+}
+
+fn sent_by_nix() -> Vec<Sent<'static>> {
+    let lines = include_str!("sent_by_nix.txt").lines().filter(|line| !line.starts_with('#'));
+    let read = |line: &'static str| {
+        let fields: Vec<&str> = line.split(" | ").map(str::trim).collect();
+        let [versions, _, line] = fields[..] else { panic!("{line}") };
+        let words: Vec<&str> = versions.split_whitespace().collect();
+        let [first, last, scheme] = words[..] else { panic!("{line}") };
+        Sent { first: minor(first).unwrap(), last: minor(last), scheme, line }
+    };
+    lines.map(read).collect()
+}
+
 #[test]
 fn what_each_version_of_nix_sends_is_read() {
-    // The lines of `reference/nix-remote-builds.md` §1.1, with and without remote-store.
-    let serve = |store: Option<&str>| NixCommand::Serve { store: store.map(str::to_owned) };
-    let cases = [
-        ("nix-daemon --stdio", daemon(None, false)),
-        ("nix daemon --stdio", daemon(None, false)),
-        ("nix-daemon --stdio --store '/home/bob/a store'", daemon(Some(STORE), false)),
-        ("nix-daemon --stdio --store /home/bob/a store", daemon(Some(STORE), false)),
-        ("nix-daemon --stdio --store /home/bob/a store --process-ops", daemon(Some(STORE), true)),
-        ("nix-daemon --stdio --process-ops", daemon(None, true)),
-        ("nix-store --serve --write", serve(None)),
-        ("nix-store --serve --write --store '/home/bob/a store'", serve(Some(STORE))),
-        ("nix-store --serve --write --store /home/bob/a store", serve(Some(STORE))),
-    ];
-    for (line, wanted) in cases {
-        assert_eq!(parse_command(line.as_bytes(), Some(STORE)), Ok(wanted), "{line}");
+    // Stores that a shell, which there isn't, would take apart; quoted or not, they come out the same.
+    for store in ["/home/bob/store", "/home/bob/a store", "local?root=/x&y=1;z", "daemon", "it's", "/a --process-opsx"]
+    {
+        let sent = sent_by_nix();
+        for Sent { scheme, line, first, .. } in &sent {
+            let is_quoted = line.contains("'STORE'");
+            let put = if is_quoted { store.replace('\'', r"'\''") } else { store.to_owned() };
+            let line = line.replace("STORE", &put);
+            let named = line.contains("--store").then(|| store.to_owned());
+            let wanted = match *scheme {
+                "ssh" => NixCommand::Serve { store: named },
+                "ssh-ng" => NixCommand::Daemon { store: named, process_ops: false },
+                "mounted-ssh-ng" => NixCommand::Daemon { store: named, process_ops: true },
+                other => panic!("{other}"),
+            };
+            assert_eq!(parse_command(line.as_bytes(), Some(store)), Ok(wanted), "2.{first}: {line}");
+        }
+    }
+}
+
+#[test]
+fn the_table_has_every_version_once() {
+    let sent = sent_by_nix();
+    for (scheme, since, forms) in [("ssh-ng", 8, 4), ("ssh", 8, 2), ("mounted-ssh-ng", 20, 2)] {
+        for version in since..=40 {
+            let is_of = |sent: &&Sent<'_>| {
+                sent.scheme == scheme && sent.first <= version && sent.last.is_none_or(|last| version <= last)
+            };
+            assert_eq!(sent.iter().filter(is_of).count(), forms, "{scheme} of 2.{version}");
+        }
+    }
+    // And no line of it is one that nobody sends: without its last word each is refused, or another line of the table.
+    for Sent { line, .. } in &sent {
+        let shorter = line.rsplit_once(' ').unwrap().0;
+        let is_sent = sent.iter().any(|other| other.line == shorter);
+        assert_eq!(parse_command(shorter.as_bytes(), Some("STORE")).is_ok(), is_sent, "{shorter}");
     }
 }
 

@@ -4,11 +4,14 @@
 //! hold the connection until somebody agrees, or record it, nixtail can do neither, and refuses.
 
 mod admission;
+mod authority;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 pub use admission::{Admission, AdmissionEnd, as_local_user};
+pub use authority::{Asker, Authority};
 
 use crate::tailcfg::{SshAction, SshPolicy, SshPrincipal, SshRule};
 
@@ -53,6 +56,17 @@ pub struct Acceptance {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Rejection {
+    /// The netmap has no such node, or has it no more.
+    #[error(
+        "your node isn't in this node's netmap; it has left the tailnet, its key has ended, or the policy hides it"
+    )]
+    UnknownNode,
+    /// The node no longer has the address that it connected from.
+    #[error("your node no longer has the address {0}; connect again")]
+    Renumbered(IpAddr),
+    /// The packet filter wouldn't let the connection begin any more.
+    #[error("tailnet policy no longer lets your node connect to this port; an `acls` or `grants` rule must allow it")]
+    Filtered,
     /// There is no policy at all.
     #[error(
         "this tailnet has no SSH policy for this node, so nobody may log in; add an `ssh` rule to the tailnet's policy"
@@ -67,7 +81,7 @@ pub enum Rejection {
     /// The policy maps the user asked for to another one than this endpoint's, which is given.
     #[error(
         "this node's endpoint runs commands only as {0}, and the tailnet policy maps the user asked for to another one; \
-         log in as {0}"
+         log in as a user that the `ssh` rule maps to {0}"
     )]
     OtherLocalUser(String),
     /// A rule refuses.
@@ -105,6 +119,13 @@ pub fn evaluate(policy: Option<&SshPolicy>, peer: &PrincipalFacts, wanted_user: 
     Decision::Reject(rejection)
 }
 
+/// The users that those rules name which match `peer` and could accept it; `*` among them stands for all others. For a
+/// decision about everybody at once, ask about each of them.
+pub fn named_users<'a>(policy: &'a SshPolicy, peer: &PrincipalFacts, now_unix: i64) -> BTreeSet<&'a str> {
+    let about_peer = policy.rules.iter().flatten().filter(|rule| concerns(rule, peer, now_unix));
+    about_peer.flat_map(|rule| rule.ssh_users.keys().map(String::as_str)).collect()
+}
+
 enum Match<'a> {
     No,
     /// All but the user matches.
@@ -113,15 +134,9 @@ enum Match<'a> {
 }
 
 fn match_rule<'a>(rule: &'a SshRule, peer: &PrincipalFacts, wanted_user: &str, now_unix: i64) -> Match<'a> {
-    let Some(action) = &rule.action else {
+    let Some(action) = rule.action.as_ref().filter(|_| concerns(rule, peer, now_unix)) else {
         return Match::No;
     };
-    if rule.rule_expires.is_some_and(|expires| expires.unix() < now_unix) {
-        return Match::No;
-    }
-    if !rule.principals.iter().flatten().any(|principal| principal_matches(principal, peer)) {
-        return Match::No;
-    }
     if action.reject {
         return Match::Yes(action, String::new());
     }
@@ -129,6 +144,12 @@ fn match_rule<'a>(rule: &'a SshRule, peer: &PrincipalFacts, wanted_user: &str, n
         Some(local_user) => Match::Yes(action, local_user),
         None => Match::NotThisUser,
     }
+}
+
+/// Whether the rule counts now and is about `peer`.
+fn concerns(rule: &SshRule, peer: &PrincipalFacts, now_unix: i64) -> bool {
+    let is_expired = rule.rule_expires.is_some_and(|expires| expires.unix() < now_unix);
+    !is_expired && rule.principals.iter().flatten().any(|principal| principal_matches(principal, peer))
 }
 
 /// Any one of a principal's fields suffices.

@@ -183,23 +183,12 @@ fn pictures_are_bounded_and_say_what_they_leave_out() {
     // GitHub's limit, in characters.
     assert!(chart.len() < 50_000, "{}", chart.len());
     assert!(chart.contains("(20713 short ones not shown)"), "{}", chart.lines().nth(4).unwrap_or_default());
-    assert!(chart.contains("✗ sqlite-3.50.2 :crit, "), "failures are shown first");
+    assert!(chart.contains("✗ sqlite-3.50.2 :crit"), "failures are shown first");
     let picture = svg(&summary);
     assert!(picture.len() < 1 << 20, "{}", picture.len());
     assert!(picture.contains("19013 builds not shown"));
     // And a job's summary may have 1 MiB.
     assert!(markdown(&summary).len() < 1 << 20);
-}
-
-#[test]
-fn a_builder_that_was_told_to_end_has_not_gone_wrong() {
-    let began = Instant::now();
-    let mut record = Record::new(began);
-    record.handle_ready(began, "a", &BuilderFacts { system: "x86_64-linux".to_owned(), cores: 1 });
-    record.handle_gone(began + SECOND, "a", &Standing::Stopped.to_string());
-    let summary = Summary::of(&record, began + SECOND, Surroundings::default());
-    assert_eq!(lines(&summary, &Terminal::NONE).len(), 3);
-    assert!(!markdown(&summary).contains("gone") && !svg(&summary).contains(" went at "));
 }
 
 #[test]

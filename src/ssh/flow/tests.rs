@@ -2,6 +2,11 @@ use super::*;
 
 const WINDOW: u32 = 1 << 20;
 
+/// A queue that no budget bounds.
+fn queue() -> InputQueue {
+    InputQueue::new(MemoryBudget::new(usize::MAX).share())
+}
+
 /// A client that always sends what it may, in packets of `packet` bytes, to russh's window rules.
 struct Client {
     windows: Windows<u32>,
@@ -15,7 +20,7 @@ struct Client {
 impl Client {
     fn new() -> Self {
         let mut windows = Windows::new(WINDOW);
-        let queue = Arc::new(InputQueue::default());
+        let queue = Arc::new(queue());
         windows.open(1, Arc::clone(&queue));
         Self { windows, queue, left: WINDOW, target: WINDOW, trickles: 0 }
     }
@@ -92,7 +97,7 @@ async fn a_child_that_wakes_up_gets_full_windows_again() {
 #[test]
 fn a_client_that_ignores_its_window_is_found_out() {
     let mut windows = Windows::new(WINDOW);
-    windows.open(1, Arc::new(InputQueue::default()));
+    windows.open(1, Arc::new(queue()));
     assert_eq!(windows.data(&1, WINDOW as usize), Ok(()));
     assert_eq!(windows.data(&1, 1), Err(WindowExceeded));
 }
@@ -100,9 +105,9 @@ fn a_client_that_ignores_its_window_is_found_out() {
 #[test]
 fn the_fullest_session_decides_for_all() {
     let mut windows = Windows::new(WINDOW);
-    let full = Arc::new(InputQueue::default());
+    let full = Arc::new(queue());
     windows.open(1, Arc::clone(&full));
-    windows.open(2, Arc::new(InputQueue::default()));
+    windows.open(2, Arc::new(queue()));
     full.push(&vec![0; 2 * WINDOW as usize]);
     assert_eq!(windows.regrant(&2, WINDOW), TRICKLE);
     windows.close(&1);
@@ -111,7 +116,7 @@ fn the_fullest_session_decides_for_all() {
 
 #[tokio::test]
 async fn a_discarded_queue_takes_and_gives_nothing() {
-    let queue = InputQueue::default();
+    let queue = queue();
     queue.push(b"abc");
     queue.discard();
     queue.push(b"def");
@@ -121,7 +126,7 @@ async fn a_discarded_queue_takes_and_gives_nothing() {
 
 #[tokio::test]
 async fn the_queue_keeps_order_and_ends() {
-    let queue = Arc::new(InputQueue::default());
+    let queue = Arc::new(queue());
     let pushing = Arc::clone(&queue);
     let task = tokio::spawn(async move {
         for n in 0..1000_u32 {
@@ -141,11 +146,38 @@ async fn the_queue_keeps_order_and_ends() {
     assert_eq!(all, wanted);
 }
 
-#[test]
-fn the_budget_comes_back() {
-    let budget = WindowBudget::new(10);
-    let share = budget.take(8).unwrap();
-    assert!(budget.take(3).is_none());
-    drop(share);
-    assert!(budget.take(10).is_some());
+#[tokio::test]
+async fn an_exceeded_budget_rests_those_that_have_queued_something() {
+    let budget = MemoryBudget::new(1000);
+    let (stuck, idle) = (budget.share(), budget.share());
+    let (gate, other) = (Gate::new(Arc::clone(&stuck)), Gate::new(Arc::clone(&idle)));
+    let queue = InputQueue::new(stuck);
+    let mut context = Context::from_waker(std::task::Waker::noop());
+    let now = Instant::now();
+    queue.push(&[0; 1000]);
+    assert_eq!(gate.poll_open(now, &mut context), Poll::Ready(None));
+    queue.push(&[0]);
+    assert_eq!(gate.poll_open(now, &mut context), Poll::Ready(Some(now + BUDGET_PAUSE)));
+    assert_eq!(gate.poll_open(now + BUDGET_PAUSE, &mut context), Poll::Ready(Some(now + 2 * BUDGET_PAUSE)));
+    assert_eq!(other.poll_open(now, &mut context), Poll::Ready(None), "it has queued nothing");
+    let piece = queue.pop().await.unwrap();
+    queue.written(piece.len());
+    assert_eq!(gate.poll_open(now + 2 * BUDGET_PAUSE, &mut context), Poll::Ready(None));
+}
+
+#[tokio::test]
+async fn the_budget_comes_back() {
+    let budget = MemoryBudget::new(1000);
+    let queued = || budget.queued.load(Ordering::Relaxed);
+    let discarded = InputQueue::new(budget.share());
+    discarded.push(&[0; 300]);
+    let piece = discarded.pop().await.unwrap();
+    discarded.discard();
+    discarded.written(piece.len());
+    assert_eq!(queued(), 0);
+    let dropped = InputQueue::new(budget.share());
+    dropped.push(&[0; 300]);
+    assert_eq!(queued(), 300);
+    drop(dropped);
+    assert_eq!(queued(), 0);
 }
