@@ -207,7 +207,8 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// One row: each lane in each round, the order turning, so that a busy moment of this machine hits all alike.
+    /// One row: each lane in each round, in an order that turns and turns round, so that neither a busy moment of this machine
+    /// nor what the lane before left running hits one of them alone.
     fn measure_row(&self, row: &Row, lanes: &[Lane], work: &mut Workload<'_>) -> Result<Vec<Samples>, Box<dyn Error>> {
         let rounds = row.kind.rounds(self.args.rounds);
         let mut samples = vec![Samples::default(); lanes.len()];
@@ -218,7 +219,8 @@ impl Run<'_> {
         }
         for round in 0..rounds {
             for turn in 0..lanes.len() {
-                let index = (turn + usize::from(round)) % lanes.len();
+                let turn = if round % 2 == 0 { turn } else { lanes.len() - 1 - turn };
+                let index = (turn + usize::from(round / 2)) % lanes.len();
                 let Some((lane, samples)) = lanes.get(index).zip(samples.get_mut(index)) else { continue };
                 let taken = work.once(row.kind, lane)?;
                 say(&format!(
