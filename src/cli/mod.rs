@@ -139,8 +139,14 @@ fn user_name() -> Result<String, Failure> {
     })
 }
 
+/// Threads for control, SSH sessions and local streams; the dataplane has one of its own, and is what bounds them. With a
+/// second one each message wakes that one, too, for it to find nothing to steal: two futex calls for each of the ten thousand
+/// questions that Nix asks to copy 5,000 small paths back.
+const WORKERS: usize = 1;
+
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
         .enable_all()
         .build()
         .map_err(|error| Failure::new(Exit::General, format!("the runtime can't start: {error}")))
