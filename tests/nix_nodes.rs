@@ -2,6 +2,10 @@
 //! pairs, builders that die, freeze or never answer. Nodes are namespaces (see `lab::nixnode`); only root can make them.
 #![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+#[path = "nix_nodes/crowd.rs"]
+mod crowd;
+#[path = "nix_nodes/habits.rs"]
+mod habits;
 mod lab;
 #[path = "nix/nix_at_hand.rs"]
 #[allow(dead_code, reason = "this test takes its derivations only")]

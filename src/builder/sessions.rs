@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nixtail_proto::worker::{BuildEvent, BuildOutcome, BuildWatch};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,11 @@ use tokio::sync::watch;
 const KEPT_BUILDS: usize = 1024;
 /// The ended sessions that are kept, for people.
 const KEPT_SESSIONS: usize = 32;
+/// How long Nix may take for its first byte to a client that has said something. It needs 0.1 s; a client would wait for ever,
+/// and with it all of its builds, since Nix connects to one builder after another.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+/// How long no session is taken after a Nix that didn't answer: until then clients are refused at once.
+const SILENCE_REST: Duration = Duration::from_secs(300);
 
 /// Over which lane a session came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +55,8 @@ pub struct Sessions {
 struct State {
     /// Why no session may begin.
     closed: Option<String>,
+    /// Until when none may, because Nix didn't answer one.
+    silent_until: Option<Instant>,
     /// Why builds may fail now.
     shortage: Option<String>,
     next_session: u64,
@@ -156,8 +163,8 @@ impl Sessions {
     /// While the builder takes no new ones.
     pub fn begin(self: &Arc<Self>, lane: Lane, peer: &str) -> Result<Session, NoSession> {
         let mut state = self.state();
-        if let Some(words) = &state.closed {
-            return Err(NoSession(words.clone()));
+        if let Some(words) = state.closed.clone().or_else(|| state.silence(Instant::now())) {
+            return Err(NoSession(words));
         }
         let number = state.next_session;
         state.next_session += 1;
@@ -219,6 +226,11 @@ impl Sessions {
         self.state().shortage = words;
     }
 
+    /// Why no session is taken for now, where Nix didn't answer the last one; it is tried again after a while.
+    pub fn silence(&self) -> Option<String> {
+        self.state().silence(Instant::now())
+    }
+
     /// The builds under way, by number.
     pub fn running(&self) -> Vec<(u64, Running)> {
         self.state().running.iter().map(|(build, running)| (*build, running.clone())).collect()
@@ -270,6 +282,10 @@ impl OpenSession {
 }
 
 impl State {
+    fn silence(&self, now: Instant) -> Option<String> {
+        self.silent_until.filter(|until| now < *until).map(|_| no_answer())
+    }
+
     fn take(&mut self, session: u64, lane: Lane, event: BuildEvent) {
         let at = Instant::now();
         match event {
@@ -334,8 +350,32 @@ impl Session {
 
     /// Bytes from the daemon.
     pub fn handle_daemon_bytes(&self, bytes: &[u8]) {
-        self.traffic.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        if self.traffic.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed) == 0 {
+            self.sessions.state().silent_until = None;
+        }
         self.look(|watch| watch.handle_daemon_bytes(bytes));
+    }
+
+    /// Ends once Nix has left a client that said something without a byte for `deadline` ([`ANSWER_DEADLINE`]), or twice that at
+    /// the most; gives the words for the client. No session begins for a while then. Cancel safe.
+    pub async fn unanswered(&self, deadline: Duration) -> String {
+        let mut asked = false;
+        loop {
+            tokio::time::sleep(deadline).await;
+            if self.traffic.bytes_out.load(Ordering::Relaxed) > 0 {
+                std::future::pending::<()>().await;
+            }
+            if asked {
+                break;
+            }
+            asked = self.traffic.bytes_in.load(Ordering::Relaxed) > 0;
+        }
+        self.sessions.state().silent_until = Some(Instant::now() + SILENCE_REST);
+        self.sessions.changed();
+        let words = no_answer();
+        tracing::warn!("no session is taken for {} s: {words}", SILENCE_REST.as_secs());
+        self.set_end(words.clone());
+        words
     }
 
     /// How it ended, in words; the last ones count.
@@ -355,6 +395,10 @@ impl Session {
         drop(state);
         self.sessions.changed();
     }
+}
+
+fn no_answer() -> String {
+    format!("this builder's Nix hasn't answered within {} s", ANSWER_DEADLINE.as_secs())
 }
 
 impl Drop for Session {
@@ -434,8 +478,30 @@ mod tests {
         tokio::task::yield_now().await;
         assert!(!waiting.is_finished());
         drop(open);
-        tokio::time::timeout(std::time::Duration::from_secs(60), waiting).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
         sessions.close(None);
+        assert!(sessions.begin(Lane::Ssh, "c").is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_nix_that_never_answers_ends_the_session_and_is_left_alone_for_a_while() {
+        let sessions = Arc::<Sessions>::default();
+        let [stuck, well, quiet] = [(); 3].map(|()| sessions.begin(Lane::Ssh, "c").unwrap());
+        for session in [&stuck, &well] {
+            session.handle_client_bytes(b"hello");
+        }
+        well.handle_daemon_bytes(b"hello");
+        let soon = Duration::from_millis(20);
+        let words = tokio::select! {
+            words = stuck.unanswered(soon) => words,
+            _ = well.unanswered(soon) => panic!("it was answered"),
+            _ = quiet.unanswered(soon) => panic!("its client said nothing"),
+        };
+        assert_eq!(sessions.begin(Lane::Ssh, "c").unwrap_err().to_string(), format!("no new session here: {words}"));
+        assert_eq!(sessions.silence(), Some(words));
+        // One that was waiting all the time is answered after all.
+        quiet.handle_daemon_bytes(b"hello");
+        assert_eq!(sessions.silence(), None);
         assert!(sessions.begin(Lane::Ssh, "c").is_ok());
     }
 

@@ -164,7 +164,7 @@ impl Verbs {
             memory_available_bytes: life.moment.memory_available_bytes,
             free_disk_bytes: life.moment.free_disk_bytes,
             ending: life.builder.end().map(|end| end.to_string()),
-            resting: life.room.lacking().map(|lacking| lacking.to_string()),
+            resting: life.room.lacking().map(|lacking| lacking.to_string()).or_else(|| self.sessions.silence()),
         };
         drop(life);
         Report::make(&self.sessions, around, after)

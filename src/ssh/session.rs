@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::connection::Connection;
 use super::endpoint::AllowedCommands;
 use super::flow::InputQueue;
-use crate::builder::sessions::Session;
+use crate::builder::sessions::{ANSWER_DEADLINE, Session};
 use crate::nix::spawn::{ChildSpec, GroupChild, SpawnError, TERMINATE_GRACE, exit_code};
 
 /// The exit code of a refused command: found, but not to be run.
@@ -139,6 +139,7 @@ async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
         return complain(parts, "the child has no pipes").await.map(|()| EXIT_NOT_STARTED);
     };
     let exited = CancellationToken::new();
+    let mut unanswered = None;
     let finished = {
         let ended = async {
             let status = child.wait().await;
@@ -155,6 +156,10 @@ async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
         tokio::select! {
             (status, (), ()) = async { tokio::join!(ended, output, errors) } => Some(status),
             () = input => None,
+            words = session.unanswered(ANSWER_DEADLINE) => {
+                unanswered = Some(words);
+                None
+            }
             () = parts.cancel.cancelled() => None,
         }
     };
@@ -162,6 +167,9 @@ async fn run_child(parts: &SessionParts, spec: &ChildSpec) -> Option<u32> {
         Some(status) => status,
         None => child.terminate(TERMINATE_GRACE).await,
     };
+    if let Some(words) = unanswered {
+        return complain(parts, &words).await.map(|()| EXIT_NOT_NOW);
+    }
     session.set_end(match &status {
         _ if parts.cancel.is_cancelled() => "its client left, or it was ended here".to_owned(),
         Ok(status) => format!("exit code {}", exit_code(*status)),
