@@ -14,8 +14,11 @@ use crate::report::terminal::cut;
 
 /// GitHub refuses charts of more than 50,000 characters; a bar has some 110 at the most.
 const MAX_BARS: usize = 300;
-/// The longest name of a bar: beyond it, names of neighbours overlap.
+/// The longest name of a bar or a builder.
 const MAX_NAME: usize = 40;
+/// About how many characters fit over the whole length of a chart as GitHub draws it. Mermaid writes a name that is longer
+/// than its bar beside it, over its neighbours: so names are cut to their bars.
+const CHARACTERS: f64 = 130.0;
 /// The most builders that are shown.
 const MAX_BUILDERS: usize = 64;
 /// How many ticks fit.
@@ -27,7 +30,6 @@ pub fn mermaid(summary: &Summary) -> String {
     for row in rows.iter().skip(MAX_BUILDERS) {
         left_out += row.builds.len() as u64;
     }
-    // Builds without a builder of this summary would be lost from sight silently.
     let length = Duration::from_millis(summary.lasted_ms);
     let mut text = String::from("---\ndisplayMode: compact\n---\ngantt\n");
     let more = if left_out > 0 { format!(" ({left_out} short ones not shown)") } else { String::new() };
@@ -43,14 +45,14 @@ pub fn mermaid(summary: &Summary) -> String {
         let Some(builder) = summary.builders.get(row.builder) else { continue };
         line(&mut text, &format!("    section {}", safe(&builder.name, MAX_NAME)));
         for build in &row.builds {
-            line(&mut text, &format!("    {}", task(build)));
+            line(&mut text, &format!("    {}", task(build, length)));
         }
     }
     text
 }
 
 /// One bar: `mark name :tags, from, until`.
-fn task(build: &Build) -> String {
+fn task(build: &Build, whole: Duration) -> String {
     let (mark, tags) = match build.outcome {
         Outcome::Built => ('✓', ""),
         Outcome::Failed => ('✗', "crit, "),
@@ -58,7 +60,11 @@ fn task(build: &Build) -> String {
         Outcome::Running => ('…', "active, "),
     };
     let ended = build.ended_ms.max(build.started_ms + 1);
-    format!("{mark} {} :{tags}{}, {}", safe(&build.derivation, MAX_NAME), time(build.started_ms), time(ended))
+    let part = build.length().as_secs_f64() / whole.as_secs_f64().max(0.001);
+    let room = (part * CHARACTERS) as usize;
+    // Without room for the mark and some letters of the name, the mark alone.
+    let name = if room >= 5 { safe(&build.derivation, MAX_NAME.min(room - 2)) } else { String::new() };
+    format!("{mark} {name} :{tags}{}, {}", time(build.started_ms), time(ended))
 }
 
 /// A moment of the run, on a day without a change of the clocks.
