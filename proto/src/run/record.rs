@@ -174,7 +174,8 @@ impl Record {
     }
 
     /// `builder` began to build `derivation` (a `.drv`'s path or its name) at `now`, under a number of its own. Heeded
-    /// only of a builder that is ready, and once for each number until that build has ended.
+    /// only of a builder that was ready at that time, and once for each number until that build has ended. It may be told
+    /// of late, after its end even: then the end is told of right after it.
     pub fn handle_started(&mut self, now: Instant, builder: &str, build: u64, derivation: &str) {
         if let Some(known) = self.builders.get_mut(builder) {
             known.handle_started(now, build, derivation);
@@ -357,14 +358,13 @@ impl BuilderRecord {
     fn handle_started(&mut self, now: Instant, build: u64, derivation: &str) {
         let told = self.advance(now);
         let Some(stay) = self.stays.back().filter(|stay| stay.gone.is_none()) else { return };
-        // A report may tell late of what began earlier; not of what began before the builder was ready.
-        let started = now.max(stay.since);
-        if self.running.len() >= MAX_RUNNING || self.running.contains_key(&build) {
+        // What began before the builder was ready is the probe, or was counted as lost in an earlier stay.
+        if now < stay.since || self.running.len() >= MAX_RUNNING || self.running.contains_key(&build) {
             return;
         }
         let taken = |slot: usize| self.running.values().any(|running| running.slot == slot);
         let slot = (0..MAX_RUNNING).find(|slot| !taken(*slot)).unwrap_or_default();
-        self.running.insert(build, Running { slot, derivation: bounded(derivation_name(derivation)), started });
+        self.running.insert(build, Running { slot, derivation: bounded(derivation_name(derivation)), started: now });
         self.tally.started += 1;
         self.tally.running += 1;
         self.busy_since.get_or_insert(told);

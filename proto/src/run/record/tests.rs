@@ -88,13 +88,24 @@ fn slots_are_taken_again_when_they_are_free() {
 #[test]
 fn a_late_word_of_an_early_build_counts_no_second_twice() {
     let now = start();
-    let mut record = with_builder(now + 10 * SECOND);
+    let mut record = with_builder(now);
     record.handle_started(now + 10 * SECOND, "a", 1, "x");
     record.handle_finished(now + 20 * SECOND, "a", 1, Outcome::Built);
-    record.handle_started(now + 5 * SECOND, "a", 2, "began before the builder was ready");
+    record.handle_started(now + 15 * SECOND, "a", 2, "y");
     record.handle_finished(now + 22 * SECOND, "a", 2, Outcome::Built);
-    assert_eq!(tally(&record, now + 22 * SECOND).busy, 12 * SECOND);
-    assert_eq!(record.spans().last().unwrap().started, now + 10 * SECOND);
+    let tally = tally(&record, now + 22 * SECOND);
+    assert_eq!((tally.busy, tally.building), (12 * SECOND, 17 * SECOND));
+    assert_eq!(record.spans().last().unwrap().started, now + 15 * SECOND);
+}
+
+#[test]
+fn what_began_before_the_builder_was_ready_is_of_no_run() {
+    let now = start();
+    let mut record = with_builder(now + 10 * SECOND);
+    record.handle_started(now + 9 * SECOND, "a", 1, "nixtail-probe");
+    record.handle_finished(now + 11 * SECOND, "a", 1, Outcome::Built);
+    assert_eq!(tally(&record, now + 11 * SECOND).started, 0);
+    assert_eq!(record.spans().count(), 0);
 }
 
 #[test]
@@ -183,6 +194,7 @@ proptest! {
         let mut latest = begun;
         // What the model knows: seconds present and busy, and what runs.
         let (mut present, mut busy, mut is_present) = (Duration::ZERO, Duration::ZERO, false);
+        let mut since = begun;
         let mut running = std::collections::BTreeSet::new();
         for (event, step) in events {
             at = if step < 0 { at - SECOND * step.unsigned_abs() as u32 } else { at + SECOND * step as u32 };
@@ -197,6 +209,7 @@ proptest! {
                     // A builder's own time begins when it is first ready.
                     latest = if record.builder("a").is_none() { at } else { latest };
                     record.handle_ready(at, "a", &facts());
+                    since = if is_present { since } else { latest };
                     is_present = true;
                 }
                 Event::Gone => {
@@ -206,7 +219,7 @@ proptest! {
                 }
                 Event::Started(build) => {
                     record.handle_started(at, "a", build, "x");
-                    if is_present {
+                    if is_present && at >= since {
                         running.insert(build);
                     }
                 }
