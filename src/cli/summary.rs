@@ -44,7 +44,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Some(file) => std::fs::write(file, summary::svg(&read))
             .map_err(|error| Failure::new(Exit::General, format!("{}: {error}", file.display()))),
         None if args.markdown => print(&summary::markdown(&read).trim_end()),
-        None => summary::lines(&read, &Terminal::of(std::io::stdout())).iter().try_for_each(|line| print(line)),
+        None => summary::lines(&read, &Terminal::of(std::io::stdout())).iter().try_for_each(print),
     }
 }
 

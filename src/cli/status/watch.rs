@@ -89,7 +89,7 @@ fn look(client: &Client, after: Option<u64>) -> Result<Look, Failure> {
 /// How what was seen is shown.
 enum View {
     /// Drawn over what was drawn before.
-    Screen { screen: Screen, peers: bool, last: Option<Seen> },
+    Screen { screen: Screen, peers: bool, last: Option<Box<Seen>> },
     /// Each change a line.
     Lines { changes: Changes, after: u64, began: Instant },
     /// Each look a line of JSON.
@@ -118,7 +118,7 @@ impl View {
         match self {
             Self::Json => crate::cli::print(&look.answer),
             Self::Screen { screen, peers, last } => {
-                let seen = last.insert(Seen::read(look.answer)?);
+                let seen = last.insert(Box::new(Seen::read(look.answer)?));
                 screen.draw(seen, *peers).map_err(unwritten)
             }
             Self::Lines { changes, after, began } => {

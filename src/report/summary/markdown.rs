@@ -51,7 +51,7 @@ fn table(text: &mut String, summary: &Summary) {
 }
 
 fn row(builder: &BuilderSummary) -> String {
-    let gone = builder.stays.last().is_some_and(|stay| stay.until_ms.is_some());
+    let gone = builder.is_gone();
     let name = format!("{}{}", code(&builder.name), if gone { " (gone)" } else { "" });
     let rtt = builder.rtt_ms.map_or_else(|| "-".to_owned(), round_trip);
     let first = [name, code(&builder.system), builder.cores.to_string(), escaped(&path(&builder.path)), rtt];

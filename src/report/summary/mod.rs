@@ -12,6 +12,7 @@ mod timeline;
 
 use std::time::{Duration, Instant};
 
+use nixtail_proto::run::Standing;
 use nixtail_proto::run::record::{self, Record, Tally};
 use nixtail_proto::tailcfg::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -259,12 +260,25 @@ impl Summary {
             builder
                 .stays
                 .iter()
+                .filter(|stay| stay.ended_badly())
                 .filter_map(move |stay| Some((builder, stay.until_ms?, stay.reason.as_deref().unwrap_or_default())))
         })
     }
 }
 
+impl BuilderSummary {
+    /// Whether it is gone, and not because it was told to.
+    fn is_gone(&self) -> bool {
+        self.stays.last().is_some_and(Stay::ended_badly)
+    }
+}
+
 impl Stay {
+    /// Whether it is over, and not because the builder was told to end.
+    fn ended_badly(&self) -> bool {
+        self.until_ms.is_some() && self.reason.as_deref() != Some(Standing::Stopped.to_string().as_str())
+    }
+
     fn of(stay: &record::Stay, since: impl Fn(Instant) -> u64) -> Self {
         Self {
             from_ms: since(stay.since),

@@ -192,7 +192,7 @@ impl Canvas {
             let y = top + PADDING + build.slot as f64 * (LANE + LANE_GAP);
             self.bar(y, build);
         }
-        for stay in &builder.stays {
+        for stay in builder.stays.iter().filter(|stay| stay.ended_badly()) {
             let Some(until) = stay.until_ms else { continue };
             let why = plain(stay.reason.as_deref().unwrap_or_default());
             let at = clock(Duration::from_millis(until), true);

@@ -192,6 +192,17 @@ fn pictures_are_bounded_and_say_what_they_leave_out() {
 }
 
 #[test]
+fn a_builder_that_was_told_to_end_has_not_gone_wrong() {
+    let began = Instant::now();
+    let mut record = Record::new(began);
+    record.handle_ready(began, "a", &BuilderFacts { system: "x86_64-linux".to_owned(), cores: 1 });
+    record.handle_gone(began + SECOND, "a", &Standing::Stopped.to_string());
+    let summary = Summary::of(&record, began + SECOND, Surroundings::default());
+    assert_eq!(lines(&summary, &Terminal::NONE).len(), 3);
+    assert!(!markdown(&summary).contains("gone") && !svg(&summary).contains(" went at "));
+}
+
+#[test]
 fn a_run_without_anything() {
     let record = Record::new(Instant::now());
     let summary = Summary::of(&record, record.began(), Surroundings { unix_now: ENDED, ..Surroundings::default() });

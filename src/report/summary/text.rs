@@ -59,7 +59,7 @@ fn table(summary: &Summary) -> Table {
 }
 
 fn row(builder: &BuilderSummary) -> Vec<Cell> {
-    let gone = builder.stays.last().is_some_and(|stay| stay.until_ms.is_some());
+    let gone = builder.is_gone();
     let style = if gone { Style::Notable } else { Style::Plain };
     let mut cells = vec![
         Cell::new(style, plain(&builder.name)),
