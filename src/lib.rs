@@ -12,6 +12,8 @@ pub mod control;
 pub mod coordinator;
 #[cfg(feature = "devnet")]
 pub mod demo;
+#[cfg(feature = "ssh-nix")]
+pub mod direct;
 pub mod local;
 pub mod net;
 #[cfg(feature = "ssh-nix")]

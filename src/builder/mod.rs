@@ -1,4 +1,5 @@
-//! A builder: serves the SSH endpoint inside the tunnel until it is stopped, idle too long, or its claimer is lost.
+//! A builder: serves the SSH endpoint and the direct lane inside the tunnel until it is stopped, idle too long, or its
+//! claimer is lost.
 //!
 //! When it ends is decided in [`nixtail_proto::run::Builder`]; here it is put to work.
 
@@ -9,9 +10,11 @@ pub mod sessions;
 mod verbs;
 mod watching;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use nixtail_proto::direct::Protocol;
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::run::{End, Presence, Told};
@@ -21,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::{Agent, ListenError, Listener, Stream};
-use crate::nix::daemon::NixHost;
+use crate::direct::{self, DirectEndpoint};
+use crate::nix::daemon::{DAEMON_SOCKET, NixHost, StoreConfig};
 use crate::nix::facts::Facts;
 use crate::report::plain;
 use crate::ssh::{
@@ -33,7 +37,7 @@ pub use report::{BuilderStatus, MAX_REPORT_LINE, REPORT_SCHEMA, Report, ReportEv
 pub(crate) use verbs::Holder;
 use verbs::Verbs;
 
-/// The port of the SSH endpoint inside the tunnel.
+/// The port of the SSH endpoint and of the direct lane inside the tunnel: a client's first bytes tell which it wants.
 pub const SSH_PORT: u16 = 22;
 /// How long connections may go on at the end: the answer to the stop that ended us is on its way.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -69,7 +73,6 @@ pub struct Builder {
     agent: Agent,
     verbs: Arc<Verbs>,
     admission: Arc<AdmissionControl>,
-    endpoint: Arc<Endpoint>,
     connections: TaskTracker,
     accepting: CancellationToken,
     cancel: CancellationToken,
@@ -81,38 +84,42 @@ impl Builder {
     /// # Errors
     /// When the port inside the tunnel is taken.
     pub async fn start(agent: &Agent, options: Options) -> Result<Self, ListenError> {
+        let daemon_socket = daemon_socket(&options.nix, &options.facts);
         let verbs = Arc::new(Verbs::new(&options));
         let authorizer = NetmapAuthorizer::new(agent.netmap(), SSH_PORT);
         let admission = AdmissionControl::new(options.login, Arc::new(authorizer));
-        let endpoint = Endpoint::new(EndpointConfig {
-            host_key: options.host_key,
-            admission: Arc::clone(&admission),
-            commands: AllowedCommands {
-                daemon: options.nix.daemon(),
-                serve: options.nix.serve(),
-                published_store: options.nix.store.published(),
-            },
-            sessions: Arc::clone(verbs.sessions()),
-            control: Arc::<Verbs>::clone(&verbs) as _,
-            limits: Limits::default(),
-        });
+        let commands = AllowedCommands {
+            daemon: options.nix.daemon(),
+            serve: options.nix.serve(),
+            published_store: options.nix.store.published(),
+        };
+        let doors = Doors {
+            direct: Arc::new(DirectEndpoint {
+                admission: Arc::clone(&admission),
+                commands: commands.clone(),
+                daemon_socket,
+                sessions: Arc::clone(verbs.sessions()),
+                control: Arc::<Verbs>::clone(&verbs) as _,
+            }),
+            ssh: Endpoint::new(EndpointConfig {
+                host_key: options.host_key,
+                admission: Arc::clone(&admission),
+                commands,
+                sessions: Arc::clone(verbs.sessions()),
+                control: Arc::<Verbs>::clone(&verbs) as _,
+                limits: Limits::default(),
+            }),
+        };
         let listener = agent.listen(SSH_PORT).await?;
         let builder = Self {
             agent: agent.clone(),
             verbs,
             admission,
-            endpoint,
             connections: TaskTracker::new(),
             accepting: CancellationToken::new(),
             cancel: CancellationToken::new(),
         };
-        let accepting = accept(
-            listener,
-            Arc::clone(&builder.endpoint),
-            agent.netmap(),
-            builder.connections.clone(),
-            builder.cancel.clone(),
-        );
+        let accepting = accept(listener, doors, agent.netmap(), builder.connections.clone(), builder.cancel.clone());
         builder.connections.spawn(builder.accepting.clone().run_until_cancelled_owned(accepting));
         Ok(builder)
     }
@@ -229,9 +236,46 @@ impl Care {
     }
 }
 
+/// The two ways in, behind one port.
+#[derive(Clone)]
+struct Doors {
+    ssh: Arc<Endpoint>,
+    direct: Arc<DirectEndpoint>,
+}
+
+impl Doors {
+    /// Serves a connection in whatever it turns out to speak.
+    async fn serve(&self, stream: Stream, peer: Peer, cancel: CancellationToken) {
+        let name = peer.name.clone();
+        let opened = tokio::select! {
+            opened = direct::open(stream) => opened,
+            () = cancel.cancelled() => return,
+        };
+        match opened {
+            Ok((Protocol::Direct, stream)) => {
+                let report = self.direct.serve(stream, peer, &cancel).await;
+                tracing::debug!(peer = %name, ?report, "a session of the direct lane ended");
+            }
+            Ok((Protocol::Ssh, stream)) => match self.ssh.serve(stream, peer, cancel).await {
+                Ok(report) => tracing::debug!(peer = %name, ?report, "connection ended"),
+                Err(error) => tracing::info!(peer = %name, %error, "connection failed"),
+            },
+            Err(error) => tracing::debug!(peer = %name, %error, "a connection broke before it said anything"),
+        }
+    }
+}
+
+/// The socket that stands for `nix-daemon --stdio`: where this user isn't trusted there, or where a process of our own would
+/// bring its settings to a build, that process does better.
+fn daemon_socket(nix: &NixHost, facts: &Facts) -> Option<PathBuf> {
+    let stands =
+        nix.store == StoreConfig::System && facts.trusted == Some(true) && facts.settings_reach_builds == Some(false);
+    Some(PathBuf::from(DAEMON_SOCKET)).filter(|socket| stands && socket.exists())
+}
+
 async fn accept(
     mut listener: Listener,
-    endpoint: Arc<Endpoint>,
+    doors: Doors,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     connections: TaskTracker,
     cancel: CancellationToken,
@@ -252,13 +296,9 @@ async fn accept(
             stream.abort();
             continue;
         };
-        let (endpoint, cancel) = (Arc::clone(&endpoint), cancel.clone());
+        let (doors, cancel) = (doors.clone(), cancel.clone());
         connections.spawn(async move {
-            let name = peer.name.clone();
-            match endpoint.serve(stream, peer, cancel).await {
-                Ok(report) => tracing::debug!(peer = %name, ?report, "connection ended"),
-                Err(error) => tracing::info!(peer = %name, %error, "connection failed"),
-            }
+            doors.serve(stream, peer, cancel).await;
             drop(place);
         });
     }

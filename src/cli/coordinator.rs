@@ -17,7 +17,7 @@ use super::session::{self, Background, Role};
 use super::wanted::{WantedArgs, words};
 use crate::agent::{Agent, Config};
 use crate::coordinator::mode::{Layout, Mode};
-use crate::coordinator::{Board, Coordinator, CoordinatorError, Offer, Options};
+use crate::coordinator::{Board, Coordinator, CoordinatorError, Offer, Options, Transport};
 use crate::local::{Request, Routes};
 use crate::nix::daemon::{DAEMON_SOCKET, on_path};
 use crate::report::{Exit, Failure, plain};
@@ -52,6 +52,9 @@ pub(super) struct Args {
     /// How Nix is told: `own-store` by environment variables, `system` by root's files, `auto` by what this machine has.
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: ModeArg,
+    /// How Nix reaches builders: `direct` through the tunnel alone, `ssh` with SSH in it, `auto` the first where it works.
+    #[arg(long, value_name = "LANE", default_value = "auto")]
+    transport: TransportArg,
     /// The user to log in as at the builders [default: this process' user].
     #[arg(long, value_name = "NAME")]
     login: Option<String>,
@@ -78,6 +81,13 @@ enum ModeArg {
     Auto,
     OwnStore,
     System,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum TransportArg {
+    Auto,
+    Direct,
+    Ssh,
 }
 
 /// What `POST /stop-builders` answers.
@@ -256,6 +266,11 @@ fn options(args: &Args) -> Result<Options, Failure> {
         login: args.login.clone().map_or_else(super::user_name, Ok)?,
         builder_silence: args.builder_silence,
         mode,
+        transport: match args.transport {
+            TransportArg::Auto => Transport::Auto,
+            TransportArg::Direct => Transport::Direct,
+            TransportArg::Ssh => Transport::Ssh,
+        },
         layout: Layout::of_system(run, socket.clone()),
         nixtail: std::env::current_exe()
             .map_err(|error| Failure::new(Exit::General, format!("this program's own path is unknown: {error}")))?,

@@ -26,6 +26,9 @@ pub struct BuilderStatus {
     pub system: Option<String>,
     /// Its processors, once known.
     pub cores: Option<u32>,
+    /// How Nix reaches it: `direct` or `ssh`; for one that isn't ready yet, what is tried.
+    #[serde(default)]
+    pub lane: Option<String>,
 }
 
 /// What others may see of a coordinator, and ask of its builders, while it works.
@@ -44,15 +47,9 @@ pub(super) fn line(progress: &Progress) -> String {
 }
 
 impl Board {
-    pub(super) fn new(prover: Arc<Prover>) -> Self {
+    pub(super) fn new(prover: Arc<Prover>, chronicle: Chronicle) -> Self {
         let (progress, _) = watch::channel(String::new());
-        Self {
-            prover,
-            shown: Arc::default(),
-            chronicle: Chronicle::begin(Instant::now()),
-            progress,
-            stopping: CancellationToken::new(),
-        }
+        Self { prover, shown: Arc::default(), chronicle, progress, stopping: CancellationToken::new() }
     }
 
     /// What is remembered of the run: to be told of builds and errors, and asked about them.

@@ -27,16 +27,17 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
+use crate::direct::{Lane, LaneError};
 use crate::report::plain;
 use borrowed::PlaceError;
 use claims::Claims;
 use mode::{Layout, Told};
 use monitor::{Finding, Monitor};
-use prove::{Acquaintance, Prover};
+use prove::{Acquaintance, Prover, Via};
 
 pub use board::{Board, BuilderStatus};
 pub use chronicle::Chronicle;
-pub use options::{Offer, Options};
+pub use options::{Offer, Options, OptionsError, Transport};
 pub use status::{BuilderView, CoordinatorStatus, EndedBuilds, Live, RunningBuild};
 
 /// Nothing is due for so long that looking again is free.
@@ -58,6 +59,9 @@ pub enum CoordinatorError {
     /// A file couldn't be written.
     #[error(transparent)]
     Place(#[from] PlaceError),
+    /// The direct lane can't be, and no other may be used.
+    #[error("the direct lane can't be served: {0}")]
+    Lane(#[from] LaneError),
     /// The waiting is over and some are missing.
     #[error("builders are missing after {} s: {}", waited.as_secs(), board::line(missing))]
     Missing {
@@ -78,7 +82,7 @@ pub struct Coordinator {
     tries: JoinSet<Tried>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     /// What was written last: ssh's files and the machines list.
-    written: Option<[String; 3]>,
+    written: Option<[String; 4]>,
     /// Who was ready at the last look.
     listed: BTreeSet<String>,
     /// Who was lost since somebody asked last.
@@ -99,7 +103,7 @@ struct Tried {
 enum StepEnd {
     Met(Result<Box<Acquaintance>, Failure>),
     Claimed(Result<(), ClaimRefusal>),
-    Probed(Result<(), Failure>),
+    Probed(Result<Via, Failure>),
     Released,
     Watched(Result<(), Failure>),
 }
@@ -111,14 +115,25 @@ impl Coordinator {
     /// When a place can't be written.
     pub fn begin(agent: &Agent, options: Options, uid: u32) -> Result<Self, CoordinatorError> {
         let socket_folder = options.socket.parent().map(std::path::PathBuf::from).unwrap_or_default();
-        let told = Told::begin(options.mode, options.layout.clone(), uid, &[&options.nixtail, &socket_folder])?;
+        let mut told =
+            Some(Told::begin(options.mode, options.layout.clone(), uid, &[&options.nixtail, &socket_folder])?);
         let begun = Instant::now();
+        let chronicle = Chronicle::begin(begun);
+        let lane = match start_lane(agent, &options, &chronicle) {
+            Ok(lane) => lane,
+            Err(error) => {
+                if let Some(told) = told.take() {
+                    told.end_after(&error);
+                }
+                return Err(error);
+            }
+        };
         let builders = Builders::new(begun, options.wanted.clone(), agent.node_key());
-        let prover = Arc::new(Prover { agent: agent.clone(), options, claims: Claims::default() });
+        let prover = Arc::new(Prover { agent: agent.clone(), options, claims: Claims::default(), lane });
         let mut netmap = agent.netmap();
         // The first look must not wait for a change.
         netmap.mark_changed();
-        let board = Board::new(Arc::clone(&prover));
+        let board = Board::new(Arc::clone(&prover), chronicle);
         let silence = prover.options.builder_silence;
         let mut coordinator = Self {
             monitor: Monitor::new(Arc::clone(&prover), silence, board.chronicle().clone()),
@@ -126,7 +141,7 @@ impl Coordinator {
             board,
             prover,
             begun,
-            told: Some(told),
+            told,
             builders,
             known: BTreeMap::new(),
             tries: JoinSet::new(),
@@ -265,6 +280,9 @@ impl Coordinator {
                 tracing::info!(builder = %name, %reason, "couldn't be told to end; it will notice that we left");
             }
         }
+        if let Some(lane) = &self.prover.lane {
+            lane.stop().await;
+        }
         match self.told.take() {
             Some(told) => Ok(told.end()?),
             None => Ok(()),
@@ -333,13 +351,13 @@ impl Coordinator {
                 (Step::Meet, _) => StepEnd::Met(prover.meet(&name).await.map(Box::new)),
                 (Step::Claim, Some(known)) => StepEnd::Claimed(prover.claim(&name, &known).await),
                 (Step::Watch, Some(known)) => StepEnd::Watched(prover.watch(&name, &known).await),
-                (Step::Probe, _) => StepEnd::Probed(prover.probe(&name).await),
+                (Step::Probe, Some(known)) => StepEnd::Probed(prover.probe(&name, &known).await),
                 (Step::Release, _) => {
                     prover.release(&name).await;
                     StepEnd::Released
                 }
                 // It left in between: what comes of this is of no interest.
-                (Step::Claim | Step::Watch, None) => StepEnd::Released,
+                (Step::Claim | Step::Watch | Step::Probe, None) => StepEnd::Released,
             };
             Tried { attempt, end }
         });
@@ -372,7 +390,14 @@ impl Coordinator {
                 self.builders.handle_met(now, &attempt, result);
             }
             StepEnd::Claimed(result) => self.builders.handle_claimed(now, &attempt, result),
-            StepEnd::Probed(result) => self.builders.handle_probed(now, &attempt, result.inspect_err(failed)),
+            StepEnd::Probed(result) => {
+                let result = result.inspect_err(failed).map(|via| {
+                    if let Some(known) = self.known.get_mut(name) {
+                        known.via = via;
+                    }
+                });
+                self.builders.handle_probed(now, &attempt, result);
+            }
             StepEnd::Released => self.builders.handle_released(&attempt),
             StepEnd::Watched(result) => self.builders.handle_watched(now, &attempt, result.inspect_err(failed)),
         }
@@ -389,10 +414,14 @@ impl Coordinator {
         for name in self.listed.difference(&listed) {
             tracing::warn!(builder = %name, "is gone; Nix is told of it no more");
             self.monitor.end(name, "it is ready no more");
+            let standing =
+                self.builders.standings().find(|(other, _)| *other == name).map(|(_, standing)| standing.to_string());
+            self.prover.withdraw(name, &format!("it is no longer ready ({})", plain(&standing.unwrap_or_default())));
         }
         for name in listed.difference(&self.listed) {
-            tracing::info!(builder = %name, "ready");
-            if let Some(known) = self.known.get(name) {
+            let known = self.known.get(name);
+            tracing::info!(builder = %name, lane = known.map_or("", |known| known.via.as_str()), "ready");
+            if let Some(known) = known {
                 self.monitor.begin(name, known);
             }
         }
@@ -404,15 +433,17 @@ impl Coordinator {
 
     /// Writes ssh's files for all that are known, and Nix's list of those that are ready, where they have changed.
     fn write(&mut self) -> Result<(), PlaceError> {
-        let Some(told) = &self.told else { return Ok(()) };
         let ssh: String = self.known.values().map(|known| known.ssh_host.as_str()).collect();
         let known_hosts: String = self.known.values().map(|known| known.known_hosts.as_str()).collect();
-        let files = [ssh, known_hosts, self.machines()];
+        let by_ssh = self.known.values().filter(|known| known.via == Via::Ssh);
+        let of_system: String = by_ssh.map(|known| known.ssh_host.as_str()).collect();
+        let files = [ssh, known_hosts, of_system, self.machines()];
+        let Some(told) = &mut self.told else { return Ok(()) };
         if self.written.as_ref() == Some(&files) {
             return Ok(());
         }
-        let [ssh, known_hosts, machines] = &files;
-        told.write_ssh(ssh, known_hosts)?;
+        let [ssh, known_hosts, of_system, machines] = &files;
+        told.write_ssh(ssh, known_hosts, of_system)?;
         told.write_machines(machines)?;
         self.written = Some(files);
         Ok(())
@@ -427,7 +458,7 @@ impl Coordinator {
             speed_factors(&speeds).into_iter().map(|found| self.prover.options.offer.speed_factor.unwrap_or(found));
         let lines = ready.into_iter().zip(factors).filter_map(|(known, speed_factor)| {
             // Checked when it was met.
-            crate::nix::machines::Machine { speed_factor, ..known.machine.clone() }.line().ok()
+            known.machine(speed_factor).line().ok()
         });
         lines.map(|line| format!("{line}\n")).collect()
     }
@@ -444,8 +475,26 @@ impl Coordinator {
                 ready: *standing == Standing::Ready,
                 system: facts.map(|facts| facts.system.clone()),
                 cores: facts.map(|facts| facts.cores),
+                lane: self.known.get(name).map(|known| known.via.as_str().to_owned()),
             }
         });
         self.board.show(statuses.collect(), board::line(&self.builders.progress()));
+    }
+}
+
+/// The direct lane, if it may be used; where SSH may be used too, it needn't work.
+fn start_lane(agent: &Agent, options: &Options, chronicle: &Chronicle) -> Result<Option<Lane>, CoordinatorError> {
+    if options.transport == Transport::Ssh {
+        return Ok(None);
+    }
+    let chronicle = chronicle.clone();
+    let on_trouble = Box::new(move |builder: &str, words: &str| chronicle.handle_error(Instant::now(), builder, words));
+    match Lane::start(agent, &options.layout.run, &options.nixtail, &options.login, on_trouble) {
+        Ok(lane) => Ok(Some(lane)),
+        Err(error) if options.transport == Transport::Auto => {
+            tracing::warn!(%error, "there is no direct lane; builders are reached over SSH");
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
     }
 }

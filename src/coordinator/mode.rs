@@ -114,7 +114,9 @@ pub struct Told {
 #[derive(Debug)]
 struct SystemFiles {
     machines: Borrowed,
-    ssh_config: Borrowed,
+    /// Borrowed once a builder is to be reached over SSH.
+    ssh_config: Option<Borrowed>,
+    ssh_config_path: PathBuf,
 }
 
 impl Told {
@@ -161,7 +163,7 @@ impl Told {
     }
 
     /// Puts everything back because of `error`, which is what the caller is to hear of.
-    pub fn end_after(self, error: &PlaceError) {
+    pub fn end_after(self, error: &dyn std::error::Error) {
         if let Err(also) = self.end() {
             tracing::warn!(%error, %also, "not everything could be put back");
         }
@@ -173,15 +175,21 @@ impl Told {
         &self.layout
     }
 
-    /// Writes what ssh needs. Harmless for builders that Nix isn't told of.
+    /// Writes what ssh needs. Harmless for builders that Nix isn't told of. `system` is what root's ssh needs of it, for
+    /// those that Nix reaches by it: without any, and without any before, ssh's own folder isn't touched.
     ///
     /// # Errors
     /// When a file can't be written.
-    pub fn write_ssh(&self, ssh_config: &str, known_hosts: &str) -> Result<(), PlaceError> {
+    pub fn write_ssh(&mut self, ssh_config: &str, known_hosts: &str, system: &str) -> Result<(), PlaceError> {
         write_atomically(&self.layout.known_hosts(), known_hosts.as_bytes(), 0o600)?;
         write_atomically(&self.layout.ssh_config(), ssh_config.as_bytes(), 0o600)?;
-        if let Some(system) = &self.system {
-            system.ssh_config.replace(ssh_config.as_bytes())?;
+        if let Some(files) = &mut self.system {
+            if files.ssh_config.is_none() && !system.is_empty() {
+                files.ssh_config = Some(Borrowed::take(files.ssh_config_path.clone())?);
+            }
+            if let Some(ssh_config) = &files.ssh_config {
+                ssh_config.replace(system.as_bytes())?;
+            }
         }
         Ok(())
     }
@@ -244,7 +252,8 @@ impl Told {
     pub fn end(self) -> Result<(), PlaceError> {
         let mut first = Ok(());
         if let Some(system) = self.system {
-            let (machines, ssh_config) = (system.machines.give_back(), system.ssh_config.give_back());
+            let ssh_config = system.ssh_config.map_or(Ok(()), Borrowed::give_back);
+            let machines = system.machines.give_back();
             first = machines.and(ssh_config);
         }
         for file in [
@@ -295,16 +304,9 @@ impl SystemFiles {
         // Whoever left them is dead: the lock is ours. Its run may have had another name.
         layout.left().iter().try_for_each(|path| Borrowed::put_back(path).map(drop))?;
         let name = layout.run.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ssh_config_path = layout.ssh_config_d.join(format!("{SSH_CONFIG_PREFIX}{name}.conf"));
         let machines = Borrowed::take(layout.system_machines.clone())?;
-        match Borrowed::take(layout.ssh_config_d.join(format!("{SSH_CONFIG_PREFIX}{name}.conf"))) {
-            Ok(ssh_config) => Ok(Self { machines, ssh_config }),
-            Err(error) => {
-                if let Err(also) = machines.give_back() {
-                    tracing::warn!(%also, "not everything could be put back");
-                }
-                Err(error)
-            }
-        }
+        Ok(Self { machines, ssh_config: None, ssh_config_path })
     }
 }
 
@@ -334,8 +336,8 @@ mod tests {
     #[test]
     fn own_store_is_told_by_a_shell_file_and_leaves_nothing() {
         let root = tempfile::tempdir().unwrap();
-        let told = Told::begin(Mode::OwnStore, layout(root.path()), 0, &[]).unwrap();
-        told.write_ssh("Host b\n", "b ssh-ed25519 A\n").unwrap();
+        let mut told = Told::begin(Mode::OwnStore, layout(root.path()), 0, &[]).unwrap();
+        told.write_ssh("Host b\n", "b ssh-ed25519 A\n", "Host b\n").unwrap();
         told.write_machines("ssh-ng://b\n").unwrap();
         let script = ". \"$0\" && printf '%s|%s|%s' \"$NIX_CONFIG\" \"$NIX_SSHOPTS\" \"${NIXTAIL_SOCKET##*/}\"";
         let read = |own: &[(&str, &str)]| {
@@ -363,8 +365,10 @@ mod tests {
         fs::create_dir_all(root.path().join("etc/ssh/ssh_config.d")).unwrap();
         fs::write(&layout.system_machines, "ssh-ng://mine").unwrap();
         let before = tree(root.path());
-        let told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
-        told.write_ssh("Host b\n", "").unwrap();
+        let mut told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
+        told.write_ssh("Host a\nHost b\n", "", "").unwrap();
+        assert!(!layout.ssh_config_d.join("nixtail-run.conf").exists(), "nobody is reached over SSH yet");
+        told.write_ssh("Host a\nHost b\n", "", "Host b\n").unwrap();
         told.write_machines("ssh-ng://b\n").unwrap();
         assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine\nssh-ng://b\n");
         assert_eq!(fs::read_to_string(layout.ssh_config_d.join("nixtail-run.conf")).unwrap(), "Host b\n");
@@ -435,7 +439,9 @@ mod tests {
         // No folder can be made there.
         fs::write(root.path().join("etc/ssh"), "").unwrap();
         let before = tree(root.path());
-        assert!(Told::begin(Mode::System, layout.clone(), uid, &[]).is_err());
+        let mut told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
+        let error = told.write_ssh("Host b\n", "", "Host b\n").unwrap_err();
+        told.end_after(&error);
         assert_eq!(tree(root.path()), before);
         assert_eq!(fs::read_to_string(&layout.system_machines).unwrap(), "ssh-ng://mine");
     }

@@ -7,6 +7,7 @@ use nixtail_proto::run::{Wanted, Who};
 
 use super::mode::{Layout, Mode};
 use crate::builder::SSH_PORT;
+use crate::direct::{LaneError, store_uri};
 use crate::nix::config::{ConfigError, SshHost};
 
 /// What a coordinator is made of.
@@ -24,6 +25,8 @@ pub struct Options {
     pub builder_silence: Duration,
     /// How Nix is told.
     pub mode: Mode,
+    /// By which lanes Nix may reach builders.
+    pub transport: Transport,
     /// Where the files are.
     pub layout: Layout,
     /// This program, which ssh starts.
@@ -47,16 +50,44 @@ pub struct Offer {
     pub mandatory_features: Vec<String>,
 }
 
+/// By which lanes Nix may reach builders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Transport {
+    /// The direct one where a probe build proves it, else SSH.
+    Auto,
+    /// The direct one only: no ssh, no host keys.
+    Direct,
+    /// SSH only.
+    Ssh,
+}
+
+/// Something that is known before the login can't stand where Nix or ssh are to read it.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum OptionsError {
+    /// In ssh's configuration.
+    Ssh(#[from] ConfigError),
+    /// In the URI of the direct lane.
+    Direct(#[from] LaneError),
+}
+
 impl Options {
-    /// Whether what is known before the login can stand in ssh's configuration at all.
+    /// Whether what is known before the login can stand in the files that Nix and ssh read.
     ///
     /// # Errors
     /// The first path, name or login that can't.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), OptionsError> {
+        let check = |name: &str| -> Result<(), OptionsError> {
+            match self.transport {
+                Transport::Direct => store_uri(&self.layout.run, name).map(drop)?,
+                Transport::Auto | Transport::Ssh => self.ssh_host(name).block().map(drop)?,
+            }
+            Ok(())
+        };
         match &self.wanted.who {
-            Who::Named(names) => names.iter().try_for_each(|name| self.ssh_host(name).block().map(drop)),
+            Who::Named(names) => names.iter().try_for_each(|name| check(name)),
             // Their names are looked at when they are met.
-            Who::Tagged { .. } => self.ssh_host("builder").block().map(drop),
+            Who::Tagged { .. } => check("builder"),
         }
     }
 

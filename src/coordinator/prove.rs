@@ -10,11 +10,12 @@ use nixtail_proto::run::{ClaimRefusal, Failure, Holder, Stage};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
-use super::Options;
 use super::claims::{Claim, Claims};
-use super::verbs::{HostKeyLine, Lines, Refusal, ask, follow};
+use super::verbs::{HostKeyLine, Lines, Refusal, ask, ask_directly, follow};
+use super::{Options, Transport};
 use crate::agent::Agent;
 use crate::builder::SSH_PORT;
+use crate::direct::{Lane, LaneError, store_uri};
 use crate::nix::config::known_hosts_line;
 use crate::nix::facts::{FACTS_SCHEMA, Facts};
 use crate::nix::machines::Machine;
@@ -39,6 +40,15 @@ pub(super) struct Prover {
     pub(super) agent: Agent,
     pub(super) options: Options,
     pub(super) claims: Claims,
+    /// The direct lane, where it may be used.
+    pub(super) lane: Option<Lane>,
+}
+
+/// The lane by which Nix reaches a builder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Via {
+    Direct,
+    Ssh,
 }
 
 /// A builder that answers, is ours, and is known well enough for ssh to reach it.
@@ -46,12 +56,36 @@ pub(super) struct Prover {
 pub(super) struct Acquaintance {
     pub(super) node_key: NodePublic,
     pub(super) facts: Facts,
-    /// The `Host` block.
+    /// The `Host` block; empty where SSH isn't used at all.
     pub(super) ssh_host: String,
     pub(super) known_hosts: String,
-    /// Its place in the machines list; the speed factor is set among all that are in it.
+    /// Its place in the machines list by SSH; the speed factor is set among all that are in it.
     pub(super) machine: Machine,
+    /// Its URI by the direct lane, where that may be used.
+    pub(super) direct_uri: Option<String>,
+    /// How Nix reaches it; until that is proved, what is tried first.
+    pub(super) via: Via,
     pub(super) host_keys: Vec<String>,
+}
+
+impl Acquaintance {
+    /// How Nix is told of it.
+    pub(super) fn machine(&self, speed_factor: u32) -> Machine {
+        let machine = Machine { speed_factor, ..self.machine.clone() };
+        match (&self.direct_uri, self.via) {
+            (Some(uri), Via::Direct) => Machine { store_uri: uri.clone(), host_key: None, ..machine },
+            _ => machine,
+        }
+    }
+}
+
+impl Via {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Ssh => "ssh",
+        }
+    }
 }
 
 impl Prover {
@@ -59,34 +93,47 @@ impl Prover {
     pub(super) async fn meet(&self, name: &str) -> Result<Acquaintance, Failure> {
         let (node_key, published) = self.published(name)?;
         let facts = self.verb(name, &published, ControlVerb::Facts, Vec::new()).await?;
-        let HostKeyLine(host_key) = facts.1;
+        let host_key = facts.1;
         let facts = read_facts(&facts.0, &own_store_folder())?;
         // From here on the key that was shown is the only one: a builder doesn't change it while it lives.
-        let host_keys = vec![host_key.clone()];
+        let host_keys: Vec<String> = host_key.iter().cloned().collect();
         let unfit = |error: &dyn std::fmt::Display| Failure { stage: Stage::Facts, reason: error.to_string() };
         let offer = &self.options.offer;
         let machine = Machine {
-            store_uri: self.store_uri(name),
+            store_uri: self.ssh_uri(name),
             systems: std::iter::once(&facts.system).chain(&facts.extra_platforms).cloned().collect(),
             max_jobs: offer.max_jobs.unwrap_or_else(|| jobs(&facts)),
             speed_factor: 1,
             supported_features: facts.features.clone(),
             mandatory_features: offer.mandatory_features.clone(),
-            host_key: Some(host_key.clone()),
+            host_key: host_key.clone(),
         };
         // All that may fail here does before the claim: a claimed builder waits for us.
         machine.line().map_err(|error| unfit(&error))?;
-        if published.is_empty() {
+        if let (true, Some(host_key)) = (published.is_empty(), &host_key) {
             tracing::warn!(
-                builder = %name, host_key = %plain(&host_key),
+                builder = %name, host_key = %plain(host_key),
                 "control passes on no host key of it; the one that it shows in the session of its node key is taken"
             );
         }
+        let (ssh_host, known_hosts) = match &host_key {
+            Some(host_key) => (
+                self.options.ssh_host(name).block().map_err(|error| unfit(&error))?,
+                known_hosts_line(name, host_key).map_err(|error| unfit(&error))?,
+            ),
+            None => (String::new(), String::new()),
+        };
+        let direct_uri = self.lane.as_ref().and_then(|_| store_uri(&self.options.layout.run, name).ok());
+        if direct_uri.is_none() && self.options.transport == Transport::Direct {
+            return Err(unfit(&"its name can't stand in the URI of the direct lane; use `--transport auto`"));
+        }
         Ok(Acquaintance {
             node_key,
-            ssh_host: self.options.ssh_host(name).block().map_err(|error| unfit(&error))?,
-            known_hosts: known_hosts_line(name, &host_key).map_err(|error| unfit(&error))?,
+            ssh_host,
+            known_hosts,
             machine,
+            via: if direct_uri.is_some() { Via::Direct } else { Via::Ssh },
+            direct_uri,
             facts,
             host_keys,
         })
@@ -120,16 +167,45 @@ impl Prover {
 
     /// Lets Nix build something through the builder: it must be written, built in the sandbox, and trusted.
     ///
+    /// Where the direct lane may be used it goes first; SSH, if that may be used too, follows only where no session came
+    /// through the lane: for what goes wrong behind it SSH is no remedy.
+    pub(super) async fn probe(&self, name: &str, known: &Acquaintance) -> Result<Via, Failure> {
+        if let (Some(lane), Some(uri)) = (&self.lane, &known.direct_uri) {
+            let unfit = |error: LaneError| Failure { stage: Stage::ProbeBuild, reason: error.to_string() };
+            lane.open(name, known.node_key).map_err(unfit)?;
+            let before = lane.accepted(name);
+            match self.probe_build(name, uri).await {
+                Ok(()) => return Ok(Via::Direct),
+                Err(failure) if self.options.transport == Transport::Direct || lane.accepted(name) != before => {
+                    lane.close(name, &format!("its probe build failed: {}", failure.reason));
+                    return Err(failure);
+                }
+                Err(failure) => {
+                    lane.close(name, "it is reached over SSH in this run");
+                    let reason = failure.reason;
+                    tracing::warn!(builder = %name, %reason, "the direct lane doesn't work with this Nix; trying SSH");
+                }
+            }
+        }
+        self.probe_build(name, &self.ssh_uri(name)).await.map(|()| Via::Ssh)
+    }
+
+    /// Lets nobody of Nix's through to a builder any more.
+    pub(super) fn withdraw(&self, name: &str, why: &str) {
+        if let Some(lane) = &self.lane {
+            lane.close(name, why);
+        }
+    }
+
     /// The builder is a built-in of Nix, which runs in the same sandbox as any other and needs no program there.
-    pub(super) async fn probe(&self, name: &str) -> Result<(), Failure> {
+    async fn probe_build(&self, name: &str, store_uri: &str) -> Result<(), Failure> {
         let failed = |reason: String| Failure { stage: Stage::ProbeBuild, reason };
         let salt = format!("{name}-{}", rand::random::<u64>());
         let expression = format!(
             "derivation {{ name = \"nixtail-probe\"; salt = \"{salt}\"; system = builtins.currentSystem; builder = \"builtin:buildenv\"; derivations = \"\"; manifest = \"/dev/null\"; }}"
         );
         let eval_store = self.options.store.clone().unwrap_or_else(|| "auto".to_owned());
-        let arguments =
-            ["--no-out-link", "--eval-store", &eval_store, "--store", &self.store_uri(name), "-E", &expression];
+        let arguments = ["--no-out-link", "--eval-store", &eval_store, "--store", store_uri, "-E", &expression];
         let mut spec = ChildSpec::new(&self.options.nix_build, arguments);
         let kept = [
             "PATH",
@@ -209,13 +285,14 @@ impl Prover {
         Ok(())
     }
 
+    /// Asks one thing; answers with the host key under which it was answered, where that was over SSH.
     async fn verb(
         &self,
         name: &str,
         keys: &[String],
         verb: ControlVerb,
         arguments: Vec<String>,
-    ) -> Result<(String, HostKeyLine), Refusal> {
+    ) -> Result<(String, Option<String>), Refusal> {
         let unreachable = |error: crate::agent::DialError| Refusal {
             failure: Failure { stage: Stage::Connect, reason: error.to_string() },
             status: None,
@@ -223,8 +300,12 @@ impl Prover {
         };
         let stream = self.agent.dial(name, SSH_PORT).await.map_err(unreachable)?;
         let request = ControlRequest { verb, arguments };
+        if self.options.transport == Transport::Direct {
+            return Ok((ask_directly(stream, &self.options.login, &request).await?, None));
+        }
         let answer = ask(stream, &self.options.login, keys, &request).await?;
-        Ok((answer.text, answer.host_key))
+        let HostKeyLine(host_key) = answer.host_key;
+        Ok((answer.text, Some(host_key)))
     }
 
     /// A builder's node key, and its host keys as control passes them on.
@@ -237,7 +318,7 @@ impl Prover {
         Ok((node.key, node.hostinfo.ssh_host_keys.clone()))
     }
 
-    fn store_uri(&self, name: &str) -> String {
+    fn ssh_uri(&self, name: &str) -> String {
         format!("ssh-ng://{}@{name}", self.options.login)
     }
 }

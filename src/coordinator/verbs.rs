@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use nixtail_proto::direct::{self, RefusalKind, RequestError};
 use nixtail_proto::nix_command::ControlRequest;
 use nixtail_proto::run::{Failure, Stage};
 use russh::client::{Config, DisconnectReason, Handle, Handler, Msg, Session};
@@ -11,6 +12,8 @@ use russh::keys::{HashAlg, PublicKeyOrCertificate};
 use russh::{Channel, ChannelMsg};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
+
+use crate::direct::CallError;
 
 /// How long one verb may take from the first byte to the last: some round trips, and what the builder looks up.
 const VERB_DEADLINE: Duration = Duration::from_secs(20);
@@ -68,6 +71,38 @@ where
             format!("no answer to `{}` within {} s", request.verb.as_str(), VERB_DEADLINE.as_secs()),
         ))
     })
+}
+
+/// As [`ask`], over the direct lane: the stream is authenticated by the builder's node key, and there is no host key.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_directly<S>(stream: S, login: &str, request: &ControlRequest) -> Result<String, Refusal>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let unfit = |error: RequestError| failure(stage_of(request), error.to_string());
+    let call = direct::Request::new(login, &request.to_command_line()).map_err(unfit)?;
+    let reply = match timeout(VERB_DEADLINE, crate::direct::ask(stream, &call)).await {
+        Ok(Ok(reply)) => reply,
+        Ok(Err(CallError::Refused { kind: RefusalKind::Policy, words })) => {
+            return Err(failure(Stage::Policy, shown(&words)));
+        }
+        Ok(Err(CallError::Refused { words, .. })) => return Err(failure(stage_of(request), shown(&words))),
+        Ok(Err(error)) => return Err(failure(Stage::Connect, shown(&error.to_string()))),
+        Err(_) => {
+            let (verb, seconds) = (request.verb.as_str(), VERB_DEADLINE.as_secs());
+            return Err(failure(Stage::Connect, format!("no answer to `{verb}` within {seconds} s")));
+        }
+    };
+    let text = String::from_utf8_lossy(&reply.stdout).into_owned();
+    if reply.code == 0 {
+        return Ok(text);
+    }
+    let stderr = shown(&String::from_utf8_lossy(&reply.stderr));
+    let words = [stderr, shown(&reply.words), format!("exit status {}", reply.code)];
+    let reason = words.into_iter().find(|words| !words.is_empty()).unwrap_or_default();
+    Err(Refusal { failure: Failure { stage: stage_of(request), reason }, status: Some(reply.code), text })
 }
 
 async fn exchange<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Answer, Refusal>

@@ -56,8 +56,13 @@ impl Attribution {
     pub(super) fn read(&mut self, line: &str) -> Option<(String, String)> {
         let (derivation, on) = line.trim().strip_prefix("building '")?.split_once("' on '")?;
         let derivation = derivation.strip_suffix(".drv")?.rsplit('/').next()?.split_once('-')?.1;
-        let authority = on.split_once("://")?.1.split(['?', '\'', '/']).next()?;
-        let builder = authority.rsplit('@').next()?.to_owned();
+        let uri = on.split_once("://")?.1.split('\'').next()?;
+        // Over the direct lane the builder is the program that Nix starts; over SSH, the host.
+        let builder = match uri.split_once("?remote-program=") {
+            Some((_, program)) => program.rsplit('/').next()?,
+            None => uri.split(['?', '/']).next()?.rsplit('@').next()?,
+        };
+        let builder = builder.to_owned();
         self.by_builder.entry(builder.clone()).or_default().push(derivation.to_owned());
         Some((builder, derivation.to_owned()))
     }
@@ -92,12 +97,13 @@ mod tests {
             "building '/nix/store/rfpy0xyv4qpmk92fs9vbcr9kb7gjm2li-demo-leaf-0.drv'...",
             "building '/nix/store/kw79wb900q51al2f67af3cy02v9nqx6x-demo-top.drv' on 'ssh-ng://demo-builder-2?compress=false'...",
             "copying 0 paths...",
+            "building '/nix/store/xq79wb900q51al2f67af3cy02v9nqx6x-demo-mid.drv' on 'ssh-ng://localhost?remote-program=/run/x.run/builders/demo-builder-2'...",
             "building ''",
         ] {
             attribution.read(line);
         }
-        assert_eq!(attribution.total(), 2);
+        assert_eq!(attribution.total(), 3);
         assert_eq!(attribution.by_builder["demo-builder-1"], ["demo-leaf-0"]);
-        assert_eq!(attribution.by_builder["demo-builder-2"], ["demo-top"]);
+        assert_eq!(attribution.by_builder["demo-builder-2"], ["demo-top", "demo-mid"]);
     }
 }

@@ -82,13 +82,29 @@ impl Stage {
 
     /// A coordinator that is ready with the builders that these flags mean.
     pub(crate) fn coordinator_that_wants(&self, wanted: &[&str]) -> Coordinator {
+        self.coordinator_in(wanted, &[])
+    }
+
+    /// As [`Self::coordinator`], with more flags and more in its environment.
+    pub(crate) fn coordinator_with(
+        &self,
+        builders: &[&str],
+        more: &[&str],
+        environment: &[(&'static str, String)],
+    ) -> Coordinator {
+        let builders = builders.join(" ");
+        self.coordinator_in(&[&["--builders", &builders], more].concat(), environment)
+    }
+
+    fn coordinator_in(&self, wanted: &[&str], environment: &[(&'static str, String)]) -> Coordinator {
         let name = "coordinator";
         let place = Place::make(self.path(name), 0);
         let run_folder = self.path("run");
         let args = self.coordinator_args(&place, &run_folder, wanted, "60s", &self.programs.nix_build);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let key = self.key(COORDINATOR);
-        let process = Nixtail::start_in(name, self.headscale.url(), &key, name, &args, &place.environment());
+        let environment = [&place.environment()[..], environment].concat();
+        let process = Nixtail::start_in(name, self.headscale.url(), &key, name, &args, &environment);
         let expression = write_derivations(self.folder.path(), &self.programs, &self.salt());
         Coordinator { process, place, run_folder, nix_build: self.programs.nix_build.clone(), expression }
     }
@@ -228,7 +244,8 @@ impl Build {
         let line = |line: &str| {
             let (derivation, on) = line.trim().strip_prefix("building '")?.split_once(".drv' on '")?;
             let derivation = derivation.rsplit('/').next()?.split_once('-')?.1;
-            let builder = on.split("://").nth(1)?.split('\'').next()?.rsplit('@').next()?;
+            // `ssh-ng://bob@b1`, or `ssh-ng://localhost?remote-program=RUN/builders/b1`.
+            let builder = on.split("://").nth(1)?.split('\'').next()?.rsplit(['@', '/']).next()?;
             Some((derivation.to_owned(), builder.to_owned()))
         };
         self.stderr.lines().filter_map(line).collect()

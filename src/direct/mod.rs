@@ -1,0 +1,27 @@
+//! The direct lane: Nix's worker protocol straight through the tunnel, encrypted once ([`nixtail_proto::direct`]).
+//!
+//! ```text
+//!  coordinator                                                        builder
+//!  Nix ── starts RUN/builders/NAME --stdio (a link to nixtail)
+//!   │ two pipes   └─ hands both over, waits for the last word
+//!   ▼                        ▼
+//!  Lane ── a stream through the tunnel ─────────────────► DirectEndpoint ── the daemon's socket, or `nix-daemon --stdio`
+//! ```
+//!
+//! Nix takes `ssh-ng://localhost?remote-program=P` for a store behind the program `P`, which it starts instead of ssh. No
+//! byte of a build passes through that program: it hands its descriptors to the agent and only tells, at the end, what
+//! went wrong.
+
+mod call;
+mod endpoint;
+mod handover;
+mod lane;
+mod opened;
+mod outlet;
+mod program;
+
+pub use call::{AnswerError, CallError, Reply, ask};
+pub use endpoint::{DirectEndpoint, SessionEnd, SessionReport};
+pub use lane::{LANE_SOCKET, Lane, LaneError, OnTrouble, store_uri};
+pub use opened::{Opened, open};
+pub use program::run_if_called;
