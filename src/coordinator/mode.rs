@@ -388,8 +388,8 @@ mod tests {
         let before = tree(root.path());
         let killed = |run: &str| {
             let layout = Layout { run: root.path().join(run), ..layout(root.path()) };
-            let told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
-            told.write_ssh("Host b\n", "").unwrap();
+            let mut told = Told::begin(Mode::System, layout.clone(), uid, &[]).unwrap();
+            told.write_ssh("Host b\n", "", "Host b\n").unwrap();
             told.write_machines("ssh-ng://b\n").unwrap();
             // It has no `Drop` that would put anything back; the lock goes as with a process that is killed.
             drop(told);
