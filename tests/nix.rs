@@ -3,6 +3,8 @@
 
 #[path = "nix/command.rs"]
 mod command;
+#[path = "nix/direct.rs"]
+mod direct;
 #[path = "nix/ends.rs"]
 mod ends;
 mod lab;

@@ -1,23 +1,14 @@
 //! The direct lane with a real Nix: builds, refusals, and what happens when one of the many ends dies.
-#![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
-
-mod lab;
-#[allow(dead_code, reason = "other tests take the rest")]
-#[path = "nix/nix_at_hand.rs"]
-mod nix_at_hand;
-#[allow(dead_code, reason = "other tests take the rest")]
-#[path = "nix/stage.rs"]
-mod stage;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use lab::{PATIENCE, wait_for};
-use nix_at_hand::{DERIVATIONS, TOP};
+use crate::lab::{PATIENCE, wait_for};
+use crate::nix_at_hand::{DERIVATIONS, TOP};
+use crate::stage::{Coordinator, STRANGER, Stage, coordinators_may_log_in, processes_naming};
 use rustix::process::Signal;
-use stage::{Coordinator, STRANGER, Stage, coordinators_may_log_in, processes_naming};
 
 /// How long a build of `top` may take on a machine that is busy with other tests; it needs about a second.
 const BUILD: Duration = Duration::from_secs(90);
@@ -178,7 +169,7 @@ fn a_builder_that_is_gone_is_refused_at_once_with_words() {
     // And when the coordinator itself is gone, with a link left behind.
     let aside = stage.path("builders");
     fs::create_dir(&aside).unwrap();
-    std::os::unix::fs::symlink(lab::nixtail::program(), aside.join("b1")).unwrap();
+    std::os::unix::fs::symlink(crate::lab::nixtail::program(), aside.join("b1")).unwrap();
     coordinator.process.end(Signal::TERM);
     let refused = call(&aside.join("b1"));
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
@@ -194,7 +185,7 @@ fn a_policy_that_no_longer_allows_it_ends_a_build_with_words() {
     let slow = Slow::begin(&stage, &coordinator);
     let everything = r#"{"action": "accept", "src": ["*"], "dst": ["*:*"]}"#;
     let other = r#"{"action": "accept", "src": ["tag:stranger"], "dst": ["tag:nix-ci-builder"], "users": ["root"]}"#;
-    stage.headscale.set_policy(&stage::policy(everything, other));
+    stage.headscale.set_policy(&crate::stage::policy(everything, other));
     slow.fails("nixtail: builder b1: Access revoked.");
     wait_for("the run's log to have it", PATIENCE, || {
         coordinator.process.log().contains("Access revoked").then_some(())
