@@ -65,10 +65,8 @@ fn receive_now(from: BorrowedFd<'_>) -> io::Result<Handover> {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
-    let (stdin, stdout) = match descriptors.next().map(|mut rights| (rights.next(), rights.next())) {
-        Some((Some(stdin), Some(stdout))) => (stdin, stdout),
-        _ => return Err(invalid("no descriptors came with the message")),
-    };
+    let both = descriptors.next().and_then(|mut rights| Some((rights.next()?, rights.next()?)));
+    let (stdin, stdout) = both.ok_or_else(|| invalid("no descriptors came with the message"))?;
     // Written at once and short, it comes in one piece.
     let text = message.get(..received.bytes).and_then(|text| text.strip_suffix(b"\n"));
     let builder = text.and_then(|text| std::str::from_utf8(text).ok()).ok_or_else(|| invalid("it names no builder"))?;

@@ -152,17 +152,17 @@ async fn an_exceeded_budget_rests_those_that_have_queued_something() {
     let (stuck, idle) = (budget.share(), budget.share());
     let (gate, other) = (Gate::new(Arc::clone(&stuck)), Gate::new(Arc::clone(&idle)));
     let queue = InputQueue::new(stuck);
-    let mut context = Context::from_waker(std::task::Waker::noop());
+    let context = Context::from_waker(std::task::Waker::noop());
     let now = Instant::now();
     queue.push(&[0; 1000]);
-    assert_eq!(gate.poll_open(now, &mut context), Poll::Ready(None));
+    assert_eq!(gate.poll_open(now, &context), Poll::Ready(None));
     queue.push(&[0]);
-    assert_eq!(gate.poll_open(now, &mut context), Poll::Ready(Some(now + BUDGET_PAUSE)));
-    assert_eq!(gate.poll_open(now + BUDGET_PAUSE, &mut context), Poll::Ready(Some(now + 2 * BUDGET_PAUSE)));
-    assert_eq!(other.poll_open(now, &mut context), Poll::Ready(None), "it has queued nothing");
+    assert_eq!(gate.poll_open(now, &context), Poll::Ready(Some(now + BUDGET_PAUSE)));
+    assert_eq!(gate.poll_open(now + BUDGET_PAUSE, &context), Poll::Ready(Some(now + 2 * BUDGET_PAUSE)));
+    assert_eq!(other.poll_open(now, &context), Poll::Ready(None), "it has queued nothing");
     let piece = queue.pop().await.unwrap();
     queue.written(piece.len());
-    assert_eq!(gate.poll_open(now + 2 * BUDGET_PAUSE, &mut context), Poll::Ready(None));
+    assert_eq!(gate.poll_open(now + 2 * BUDGET_PAUSE, &context), Poll::Ready(None));
 }
 
 #[tokio::test]

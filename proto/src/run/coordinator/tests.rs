@@ -248,7 +248,7 @@ fn one_that_fails_its_probe_gives_its_place_to_another() {
             Step::Meet => builders.handle_met(now, &attempt, Ok(met("x", None))),
             Step::Claim => builders.handle_claimed(now, &attempt, Ok(())),
             Step::Probe if attempt.name == "a" => {
-                builders.handle_probed(now, &attempt, Err(failure(Stage::ProbeBuild)))
+                builders.handle_probed(now, &attempt, Err(failure(Stage::ProbeBuild)));
             }
             Step::Probe => builders.handle_probed(now, &attempt, Ok(())),
             Step::Release => builders.handle_released(&attempt),
