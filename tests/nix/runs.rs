@@ -14,7 +14,9 @@ fn two_runs_and_two_coordinators_do_not_disturb_each_other() {
     let ready = coordinator.process.log();
     assert!(ready.contains("with 2 builders (x86_64-linux)"), "{ready}");
     let machines = std::fs::read_to_string(coordinator.run_folder.join("machines")).unwrap();
-    let mut names: Vec<&str> = machines.lines().filter_map(|line| line.split(' ').next()?.split('@').nth(1)).collect();
+    // `ssh-ng://localhost?remote-program=RUN/builders/NAME`, or `ssh-ng://USER@NAME`.
+    let uris = machines.lines().filter_map(|line| line.split(' ').next());
+    let mut names: Vec<&str> = uris.filter_map(|uri| uri.rsplit(['/', '@']).next()).collect();
     names.sort_unstable();
     assert_eq!(names, ["nb-77-1-0", "second"]);
     assert!(machines.lines().all(|line| line.split(' ').count() == 8), "{machines}");
