@@ -26,10 +26,10 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).expect("the folder").next().is_none()
 }
 
-fn closing_line(output: &Output) -> String {
-    let stdout = String::from_utf8_lossy(&output.stdout);
+fn said(output: &Output) -> String {
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{stdout}\n{}", String::from_utf8_lossy(&output.stderr));
-    stdout.lines().last().unwrap_or_default().to_owned()
+    stdout
 }
 
 #[test]
@@ -37,7 +37,11 @@ fn two_demos_at_once_end_well_and_leave_nothing() {
     let folder = tempfile::tempdir().expect("a folder");
     let demos = [demo(folder.path()), demo(folder.path())];
     for demo in demos {
-        let line = closing_line(&demo.wait_with_output().expect("the demo ends"));
+        let said = said(&demo.wait_with_output().expect("the demo ends"));
+        let summary = said.lines().find(|line| line.contains("12 builds on 2 builders in ")).unwrap_or_default();
+        // Nothing else: none failed, was lost, was given up or still runs.
+        assert!(summary.contains(": 12 built; "), "{said}");
+        let line = said.lines().last().unwrap_or_default();
         assert!(line.starts_with("demo: 12 derivations on 2 builders, all traffic over WireGuard ("), "{line}");
         assert!(line.ends_with("), nothing left behind"), "{line}");
     }

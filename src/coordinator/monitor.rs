@@ -203,12 +203,13 @@ fn remember(chronicle: &Chronicle, now: Instant, name: &str, report: Report) {
 }
 
 /// A build whose session ended before it did is lost where its builder is `ending`. Else it was Nix that gave it up, as it does
-/// with all others once one has failed.
+/// with all others once one has failed or was lost.
 fn outcome_of(outcome: sessions::Outcome, ending: bool) -> Outcome {
     match outcome {
         sessions::Outcome::Built => Outcome::Built,
+        sessions::Outcome::Failed => Outcome::Failed,
         sessions::Outcome::Unfinished if ending => Outcome::Lost,
-        sessions::Outcome::Failed | sessions::Outcome::Unfinished => Outcome::Failed,
+        sessions::Outcome::Unfinished => Outcome::Abandoned,
     }
 }
 

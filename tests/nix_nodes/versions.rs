@@ -1,4 +1,4 @@
-//! Versions of Nix, each as the coordinator's with each as the builder's.
+//! Versions of Nix, each as the coordinator's with each as the builder's, over both lanes.
 
 use std::time::Instant;
 
@@ -36,17 +36,28 @@ fn builds_with_every_version(version: NixVersion) {
         let name = format!("builder-{number}");
         let builder = stage.node(&name, builders_root, SINGLE_USER);
         let begun = Instant::now();
-        builds_fails_and_copies(&stage, &coordinator, &builder, &name);
+        let direct = builds_fails_and_copies(&stage, &coordinator, &builder, &name, "auto");
+        assert!(direct, "a pair that could have the direct lane was given SSH");
         let seconds = begun.elapsed().as_secs_f64();
-        eprintln!("figure: Nix {} with a builder's Nix {}: {seconds:.1} s", root.nix, builders_root.nix);
+        eprintln!("figure: Nix {} with a builder's Nix {}, direct: {seconds:.1} s", root.nix, builders_root.nix);
+        if root.nix == builders_root.nix {
+            continue;
+        }
+        let begun = Instant::now();
+        let name = format!("{name}-over-ssh");
+        let direct = builds_fails_and_copies(&stage, &coordinator, &builder, &name, "ssh");
+        assert!(!direct, "`--transport ssh` used the direct lane");
+        let seconds = begun.elapsed().as_secs_f64();
+        eprintln!("figure: Nix {} with a builder's Nix {}, ssh: {seconds:.1} s", root.nix, builders_root.nix);
     }
 }
 
-/// All that Nix does with a builder: a graph, log lines while they come, a failure, a copy of what is there.
-fn builds_fails_and_copies(stage: &Stage, node: &NixNode, builders: &NixNode, name: &str) {
+/// All that Nix does with a builder: a graph, log lines while they come, a failure, a copy of what is there. Says whether it went
+/// over the direct lane.
+fn builds_fails_and_copies(stage: &Stage, node: &NixNode, builders: &NixNode, name: &str, transport: &str) -> bool {
     stage.write_derivations(node, User::Root, name);
     let mut builder = stage.builder(builders, User::Root, name, &[]);
-    let mut coordinator = stage.coordinator(node, User::Root, &[name], &[]);
+    let mut coordinator = stage.coordinator(node, User::Root, &[name], &["--transport", transport]);
 
     let graph = coordinator.build("top", &[]);
     assert_eq!(graph.code, Some(0), "{}", graph.stderr);
@@ -70,10 +81,12 @@ fn builds_fails_and_copies(stage: &Stage, node: &NixNode, builders: &NixNode, na
     let copy = ["nix", "--extra-experimental-features", "nix-command", "copy", "--no-check-sigs"];
     let copy = copy.into_iter().chain(["--from", uri, "--to", "/tmp/copied", graph.stdout.trim()]);
     run_ok(&mut coordinator.command(copy), BUILD);
+    let direct = uri.contains("remote-program=");
     let copied = node.path("/tmp/copied").join(graph.stdout.trim().trim_start_matches('/'));
     assert_eq!(std::fs::read_to_string(copied).unwrap(), TOP);
 
     assert_no_lock_is_held(&node.path("/nix/var/nix/current-load"));
     coordinator.end();
     assert!(builder.wait(BUILD).success(), "{}", builder.log());
+    direct
 }

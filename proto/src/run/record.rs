@@ -48,6 +48,9 @@ pub enum Outcome {
     Failed,
     /// The builder was gone before the build ended.
     Lost,
+    /// Its session ended before it did, and the builder is still there: Nix gave it up, as it does with all others once one has
+    /// failed or was lost. It says nothing about the build.
+    Abandoned,
 }
 
 /// One ended build.
@@ -98,7 +101,7 @@ pub struct Tally {
     pub busy: Duration,
     /// The builds' own times added up, those under way included.
     pub building: Duration,
-    /// Builds begun: always `running + built + failed + lost`.
+    /// Builds begun: always `running + built + failed + lost + abandoned`.
     pub started: u64,
     /// Builds under way.
     pub running: u64,
@@ -108,6 +111,8 @@ pub struct Tally {
     pub failed: u64,
     /// Builds whose builder went.
     pub lost: u64,
+    /// Builds that Nix gave up.
+    pub abandoned: u64,
     /// Bytes that it took in, as it counts them.
     pub bytes_in: u64,
     /// Bytes that it gave out, as it counts them.
@@ -256,7 +261,7 @@ impl Record {
         self.mark().lost.saturating_sub(mark.lost)
     }
 
-    /// How many builds failed since then, as their builders say.
+    /// How many builds failed by themselves since then, as their builders say: those that Nix gave up aren't among them.
     #[must_use]
     pub fn failed_since(&self, mark: Mark) -> u64 {
         self.mark().failed.saturating_sub(mark.failed)
@@ -379,6 +384,7 @@ impl BuilderRecord {
             Outcome::Built => self.tally.built += 1,
             Outcome::Failed => self.tally.failed += 1,
             Outcome::Lost => self.tally.lost += 1,
+            Outcome::Abandoned => self.tally.abandoned += 1,
         }
         if self.running.is_empty() {
             self.settle_busy(told);
@@ -431,6 +437,7 @@ impl Tally {
             built: self.built + other.built,
             failed: self.failed + other.failed,
             lost: self.lost + other.lost,
+            abandoned: self.abandoned + other.abandoned,
             bytes_in: self.bytes_in.saturating_add(other.bytes_in),
             bytes_out: self.bytes_out.saturating_add(other.bytes_out),
         }

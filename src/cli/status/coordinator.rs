@@ -30,7 +30,7 @@ fn head(status: &CoordinatorStatus) -> String {
     let ready = status.builders.iter().filter(|builder| builder.standing.ready).count();
     let builders = format!("{ready} of {} ready", count(status.builders.len() as u64, "builder"));
     let totals = &status.totals;
-    let others = [(totals.failed, "failed"), (totals.lost, "lost")];
+    let others = [(totals.failed, "failed"), (totals.lost, "lost"), (totals.abandoned, "abandoned")];
     let others = others.iter().filter(|(number, _)| *number > 0).map(|(number, words)| format!(", {number} {words}"));
     let builds =
         format!("{} under way, {} built{}", count(totals.running, "build"), totals.built, others.collect::<String>());
@@ -51,6 +51,7 @@ fn table(builders: &[BuilderView]) -> Table {
         Column::number("BUILT", 1),
         Column::number("FAILED", 2),
         Column::number("LOST", 2),
+        Column::number("ABANDONED", 11),
         Column::number("BUSY", 4),
         Column::number("WAIT", 4),
     ]);
@@ -89,6 +90,7 @@ fn row(name: String, builder: &BuilderView) -> Vec<Cell> {
         sums.built.to_string().into(),
         bad(sums.failed),
         bad(sums.lost),
+        sums.abandoned.to_string().into(),
         duration(sums.busy()).into(),
         duration(sums.wait()).into(),
     ]
@@ -101,7 +103,7 @@ fn not_ready(builder: &BuilderView) -> String {
     if sums.started == 0 {
         return standing;
     }
-    let all = [(sums.built, "built"), (sums.failed, "failed"), (sums.lost, "lost")];
+    let all = [(sums.built, "built"), (sums.failed, "failed"), (sums.lost, "lost"), (sums.abandoned, "abandoned")];
     let some = all.iter().filter(|(number, _)| *number > 0).map(|(number, words)| format!("{number} {words}"));
     format!("{standing} ({})", some.collect::<Vec<_>>().join(", "))
 }
@@ -128,7 +130,7 @@ mod tests {
             "load": 3.12, "free_disk_bytes": 21_474_836_480_u64,
             "path": {"kind": "direct", "address": "192.0.2.7:41641"}, "rtt_ms": 0.42, "running_builds": [],
             "present_ms": 74_000, "busy_ms": 62_000, "wait_ms": 12_000, "building_ms": 120_000,
-            "started": 13, "running": 0, "built": 12, "failed": 1, "lost": 0, "bytes_in": 12_900_000, "bytes_out": 1_300_000
+            "started": 13, "running": 0, "built": 12, "failed": 1, "lost": 0, "abandoned": 2, "bytes_in": 12_900_000, "bytes_out": 1_300_000
         });
         let change = json.as_object().cloned().unwrap_or_default();
         whole.as_object_mut().unwrap().extend(change);
@@ -148,12 +150,12 @@ mod tests {
                 "resting": "the disk is full\u{1b}[2J"})),
         ];
         let expected = [
-            "BUILDER    SYSTEM        CORES  LOAD  PATH                RTT        IN      OUT      DISK  BUILT  FAILED  LOST    BUSY  WAIT",
-            "builder-1  x86_64-linux      4  3.12  192.0.2.7:41641  0.4 ms  12.3 MiB  1.2 MiB  20.0 GiB     12       1     0  1m 02s  12 s",
+            "BUILDER    SYSTEM        CORES  LOAD  PATH                RTT        IN      OUT      DISK  BUILT  FAILED  LOST  ABANDONED    BUSY  WAIT",
+            "builder-1  x86_64-linux      4  3.12  192.0.2.7:41641  0.4 ms  12.3 MiB  1.2 MiB  20.0 GiB     12       1     0          2  1m 02s  12 s",
             "  builds gcc-14.3.0 (1m 05s), hello-2.12 (4.2 s)",
             "builder-2  not in the netmap",
-            "builder-3  gone (12 built, 1 failed)",
-            "builder-4  x86_64-linux      4     -  DERP 4           0.4 ms  12.3 MiB  1.2 MiB  20.0 GiB     12       1     0  1m 02s  12 s",
+            "builder-3  gone (12 built, 1 failed, 2 abandoned)",
+            "builder-4  x86_64-linux      4     -  DERP 4           0.4 ms  12.3 MiB  1.2 MiB  20.0 GiB     12       1     0          2  1m 02s  12 s",
             "  takes no new build for now: the disk is full[2J",
         ];
         assert_eq!(table(&builders).lines(&Terminal::NONE), expected);

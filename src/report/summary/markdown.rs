@@ -38,8 +38,11 @@ fn introduction(summary: &Summary) -> String {
 }
 
 fn table(text: &mut String, summary: &Summary) {
-    line(text, "| builder | system | cores | path | RTT | MiB in | MiB out | built | failed | lost | busy | wait |");
-    line(text, "|:--|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|");
+    line(
+        text,
+        "| builder | system | cores | path | RTT | MiB in | MiB out | built | failed | lost | abandoned | busy | wait |",
+    );
+    line(text, "|:--|:--|--:|:--|--:|--:|--:|--:|--:|--:|--:|--:|--:|");
     for builder in &summary.builders {
         line(text, &row(builder));
     }
@@ -58,7 +61,7 @@ fn row(builder: &BuilderSummary) -> String {
     format!("| {} | {} |", first.join(" | "), sums(&builder.sums).join(" | "))
 }
 
-fn sums(sums: &Sums) -> [String; 7] {
+fn sums(sums: &Sums) -> [String; 8] {
     let bad = |number: u64| if number > 0 { format!("**{number}**") } else { number.to_string() };
     [
         mebibytes(sums.bytes_in),
@@ -66,6 +69,7 @@ fn sums(sums: &Sums) -> [String; 7] {
         sums.built.to_string(),
         bad(sums.failed),
         bad(sums.lost),
+        sums.abandoned.to_string(),
         format!("{} ({})", duration(sums.busy()), percent(sums.busy(), sums.present())),
         duration(sums.wait()),
     ]

@@ -57,6 +57,7 @@ fn task(build: &Build, whole: Duration) -> String {
         Outcome::Built => ('✓', ""),
         Outcome::Failed => ('✗', "crit, "),
         Outcome::Lost => ('!', "crit, done, "),
+        Outcome::Abandoned => ('–', "done, "),
         Outcome::Running => ('…', "active, "),
     };
     let ended = build.ended_ms.max(build.started_ms + 1);

@@ -104,6 +104,9 @@ pub struct Sums {
     pub failed: u64,
     /// Builds whose builder went.
     pub lost: u64,
+    /// Builds that Nix gave up, mostly because another had failed or was lost.
+    #[serde(default)]
+    pub abandoned: u64,
     /// Bytes that it took in.
     pub bytes_in: u64,
     /// Bytes that it gave out.
@@ -146,6 +149,8 @@ pub enum Outcome {
     Failed,
     /// Its builder went before it ended.
     Lost,
+    /// Nix gave it up before it ended.
+    Abandoned,
     /// It is under way.
     Running,
 }
@@ -238,8 +243,9 @@ impl Summary {
 
     /// The counts that aren't zero, in words: `98 built, 1 failed`.
     fn outcomes(&self) -> String {
-        let Sums { built, failed, lost, running, .. } = self.totals;
-        let all = [(built, "built"), (failed, "failed"), (lost, "lost"), (running, "under way")];
+        let Sums { built, failed, lost, abandoned, running, .. } = self.totals;
+        let all =
+            [(built, "built"), (failed, "failed"), (lost, "lost"), (abandoned, "abandoned"), (running, "under way")];
         let some = all.iter().filter(|(number, _)| *number > 0);
         some.map(|(number, words)| format!("{number} {words}")).collect::<Vec<_>>().join(", ")
     }
@@ -249,7 +255,7 @@ impl Summary {
         self.totals.building_ms as f64 / self.lasted_ms.max(1) as f64
     }
 
-    /// The builds that ended badly, in the order in which they began.
+    /// The builds that ended badly, in the order in which they began; not those that Nix gave up because of them.
     fn mishaps(&self) -> impl Iterator<Item = &Build> {
         self.builds.iter().filter(|build| matches!(build.outcome, Outcome::Failed | Outcome::Lost))
     }
@@ -316,6 +322,7 @@ impl From<Tally> for Sums {
             built: tally.built,
             failed: tally.failed,
             lost: tally.lost,
+            abandoned: tally.abandoned,
             bytes_in: tally.bytes_in,
             bytes_out: tally.bytes_out,
         }
@@ -328,6 +335,7 @@ impl From<record::Outcome> for Outcome {
             record::Outcome::Built => Self::Built,
             record::Outcome::Failed => Self::Failed,
             record::Outcome::Lost => Self::Lost,
+            record::Outcome::Abandoned => Self::Abandoned,
         }
     }
 }
@@ -338,6 +346,7 @@ impl std::fmt::Display for Outcome {
             Self::Built => "built",
             Self::Failed => "failed",
             Self::Lost => "lost",
+            Self::Abandoned => "abandoned",
             Self::Running => "under way",
         })
     }

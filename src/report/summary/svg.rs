@@ -53,6 +53,7 @@ const STYLE: &str = "
   .built rect { fill: #3d7ec0 }
   .failed rect { fill: #cf222e }
   .lost rect { fill: #bf6a02 }
+  .abandoned rect { fill: #6e7781 }
   .running rect { fill: #b6d5f5; stroke: #3d7ec0; stroke-dasharray: 3 2 }
   .bar text { fill: #ffffff }
   .running text { fill: #12375c }
@@ -70,6 +71,7 @@ const DARK: &str = "
     .built rect { fill: #2f6eab }
     .failed rect { fill: #d1383d }
     .lost rect { fill: #a86108 }
+    .abandoned rect { fill: #656c76 }
     .running rect { fill: #1b3a5a; stroke: #58a6ff }
     .bar text { fill: #ffffff }
     .running text { fill: #cfe6ff }
@@ -144,6 +146,7 @@ fn legend(summary: &Summary) -> String {
         (totals.built, Outcome::Built),
         (totals.failed, Outcome::Failed),
         (totals.lost, Outcome::Lost),
+        (totals.abandoned, Outcome::Abandoned),
         (totals.running, Outcome::Running),
     ];
     let mut x = WIDTH - RIGHT;
@@ -318,6 +321,7 @@ fn class(outcome: Outcome) -> &'static str {
         Outcome::Built => "built",
         Outcome::Failed => "failed",
         Outcome::Lost => "lost",
+        Outcome::Abandoned => "abandoned",
         Outcome::Running => "running",
     }
 }

@@ -42,6 +42,7 @@ fn table(summary: &Summary) -> Table {
         Column::number("BUILT", 1),
         Column::number("FAILED", 2),
         Column::number("LOST", 2),
+        Column::number("ABANDONED", 6),
         Column::number("BUSY", 4),
         Column::number("WAIT", 4),
     ]);
@@ -72,7 +73,7 @@ fn row(builder: &BuilderSummary) -> Vec<Cell> {
     cells
 }
 
-fn sums(sums: &Sums) -> [Cell; 7] {
+fn sums(sums: &Sums) -> [Cell; 8] {
     let bad = |number: u64| Cell::new(if number > 0 { Style::Bad } else { Style::Plain }, number.to_string());
     [
         bytes(sums.bytes_in).into(),
@@ -80,6 +81,7 @@ fn sums(sums: &Sums) -> [Cell; 7] {
         sums.built.to_string().into(),
         bad(sums.failed),
         bad(sums.lost),
+        sums.abandoned.to_string().into(),
         format!("{} ({})", duration(sums.busy()), percent(sums.busy(), sums.present())).into(),
         duration(sums.wait()).into(),
     ]

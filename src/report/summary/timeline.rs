@@ -12,7 +12,7 @@ pub(super) struct Row<'a> {
     pub(super) builds: Vec<&'a Build>,
 }
 
-/// The most important builds, up to `limit`, by builder; and how many are left out. What failed, was lost or runs comes
+/// The most important builds, up to `limit`, by builder; and how many are left out. What wasn't built or runs comes
 /// first, then what took long.
 pub(super) fn rows(summary: &Summary, limit: usize, shows: impl Fn(&Build) -> bool) -> (Vec<Row<'_>>, u64) {
     let mut builds: Vec<&Build> = summary.builds.iter().filter(|build| shows(build)).collect();

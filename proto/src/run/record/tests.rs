@@ -46,6 +46,19 @@ fn times_and_counts_of_two_builds_that_overlap() {
 }
 
 #[test]
+fn what_nix_gave_up_is_neither_failed_nor_lost() {
+    let now = start();
+    let mut record = with_builder(now);
+    let mark = record.mark();
+    record.handle_started(now + SECOND, "a", 1, "x");
+    record.handle_finished(now + 3 * SECOND, "a", 1, Outcome::Abandoned);
+    assert_eq!((record.lost_since(mark), record.failed_since(mark)), (0, 0));
+    let tally = tally(&record, now + 3 * SECOND);
+    assert_eq!((tally.started, tally.running, tally.abandoned), (1, 0, 1));
+    assert_eq!(record.spans().map(|span| span.outcome).collect::<Vec<_>>(), [Outcome::Abandoned]);
+}
+
+#[test]
 fn what_runs_on_a_builder_that_goes_is_lost() {
     let now = start();
     let mut record = with_builder(now);
@@ -175,7 +188,8 @@ enum Event {
 }
 
 fn event() -> impl Strategy<Value = Event> {
-    let outcome = prop_oneof![Just(Outcome::Built), Just(Outcome::Failed), Just(Outcome::Lost)];
+    let outcome =
+        prop_oneof![Just(Outcome::Built), Just(Outcome::Failed), Just(Outcome::Lost), Just(Outcome::Abandoned)];
     prop_oneof![
         1 => Just(Event::Ready),
         1 => Just(Event::Gone),
@@ -231,9 +245,10 @@ proptest! {
             let totals = record.totals(latest);
             prop_assert_eq!((totals.present, totals.busy), (present, busy));
             prop_assert_eq!(totals.busy + totals.wait(), totals.present);
-            prop_assert_eq!(totals.started, totals.running + totals.built + totals.failed + totals.lost);
+            let ended = totals.built + totals.failed + totals.lost + totals.abandoned;
+            prop_assert_eq!(totals.started, totals.running + ended);
             prop_assert_eq!(totals.running as usize, running.len());
-            prop_assert_eq!(record.spans().count() as u64, totals.built + totals.failed + totals.lost);
+            prop_assert_eq!(record.spans().count() as u64, ended);
             let spans: Duration = record.spans().map(Span::length).sum();
             prop_assert!(spans == totals.building || !running.is_empty());
         }
