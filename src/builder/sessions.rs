@@ -348,6 +348,12 @@ impl Session {
         self.look(|watch| watch.handle_client_bytes(bytes));
     }
 
+    /// The client says no more, as Nix does only when it gives up: a daemon that was building then answers that it failed, which says
+    /// nothing about the build. Tell of it before the daemon can notice.
+    pub fn handle_client_end(&self) {
+        self.look(BuildWatch::handle_end);
+    }
+
     /// Bytes from the daemon.
     pub fn handle_daemon_bytes(&self, bytes: &[u8]) {
         if self.traffic.bytes_out.fetch_add(bytes.len() as u64, Ordering::Relaxed) == 0 {
@@ -462,6 +468,19 @@ mod tests {
         let list = sessions.list();
         assert_eq!(list[0].ended.as_ref().unwrap().1, "the client left");
         assert_eq!((list.len(), &list[1].ended), (2, &None));
+    }
+
+    #[test]
+    fn what_the_daemon_says_of_a_build_that_its_client_gave_up_does_not_count() {
+        let sessions = Arc::<Sessions>::default();
+        let session = sessions.begin(Lane::Direct, "c").unwrap();
+        asks_for(&session, "a");
+        session.handle_client_end();
+        // STDERR_ERROR
+        session.handle_daemon_bytes(&words(&[0x6378_7470]));
+        drop(session);
+        let tally = sessions.tally();
+        assert_eq!((tally.done, tally.failed, tally.unfinished), (0, 0, 1));
     }
 
     #[tokio::test]

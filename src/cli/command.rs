@@ -82,6 +82,9 @@ impl Command {
             } else {
                 coordinator.take_losses().await.map_err(is_wrong)?
             };
+            if !interrupted {
+                coordinator.catch_up().await.map_err(is_wrong)?;
+            }
             let ended = Ended {
                 well: status.success(),
                 interrupted,

@@ -49,6 +49,12 @@ const STOP_BUILDERS: Duration = Duration::from_secs(4);
 /// How many failed builds are named.
 const SHOWN_FAILURES: usize = 5;
 
+/// How long a build's end may be on its way here: builders put into one report what happens within 50 ms.
+const SHORTEST_CATCH_UP: Duration = Duration::from_millis(150);
+const LONGEST_CATCH_UP: Duration = Duration::from_secs(2);
+/// How often it is looked whether all has ended.
+const CATCH_UP_STEP: Duration = Duration::from_millis(25);
+
 /// How many losses are remembered for whoever asks.
 const MAX_LOSSES: usize = 256;
 
@@ -218,6 +224,25 @@ impl Coordinator {
         self.settle()?;
         self.reset_streams().await;
         Ok(std::mem::take(&mut self.losses))
+    }
+
+    /// Works until the builders' reports have told of what has just ended: for a moment, then until no build is under way, for
+    /// [`LONGEST_CATCH_UP`] at the most. Others may use the builders too, so it isn't waited for longer. Cancel safe.
+    ///
+    /// # Errors
+    /// When a file can't be written.
+    pub async fn catch_up(&mut self) -> Result<(), CoordinatorError> {
+        let begun = Instant::now();
+        loop {
+            if let Ok(stepped) = tokio::time::timeout(CATCH_UP_STEP, self.step()).await {
+                stepped?;
+            }
+            let waited = begun.elapsed();
+            let running = self.board.chronicle().record(|record| record.totals(Instant::now()).running);
+            if waited >= LONGEST_CATCH_UP || (running == 0 && waited >= SHORTEST_CATCH_UP) {
+                return Ok(());
+            }
+        }
     }
 
     /// The derivations whose build failed by itself after the first `known` builds of the record had ended, a few of them.

@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nixtail_devnet::{AuthKeyOptions, Devnet};
 use nixtail_proto::secret::Secret;
@@ -160,6 +160,7 @@ impl Stage {
         say(&format!("coordinator {ready}"));
 
         let attribution = self.build(&nix_build, &busybox, say).await?;
+        self.catch_up().await?;
         say(&format!("nixtail summary\n{}", self.ask("summary").await?));
         let path = check::paths(&self.status().await?, &BUILDERS)?;
         say(&format!("path to the builders: {path}"));
@@ -323,6 +324,23 @@ impl Stage {
         let arguments = vec![command.into(), "--socket".into(), self.socket("coordinator").into()];
         let process = Process::start(command, &self.nixtail, arguments, variables, directory, |_| {}).await?;
         Ok(process.wait(GONE).await?.stdout.trim_end().to_owned())
+    }
+
+    /// Waits until the coordinator has heard of the last build's end, which Nix knows a moment earlier.
+    async fn catch_up(&self) -> Result<(), DemoError> {
+        let begun = Instant::now();
+        loop {
+            let built = self.status().await?["totals"]["built"].as_u64().unwrap_or_default();
+            if built == DERIVATIONS as u64 {
+                return Ok(());
+            }
+            if begun.elapsed() > GONE {
+                return Err(DemoError::Wrong(format!(
+                    "the coordinator counts {built} of {DERIVATIONS} builds as built"
+                )));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     async fn status(&self) -> Result<serde_json::Value, DemoError> {

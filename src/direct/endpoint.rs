@@ -241,7 +241,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         };
         let done = tokio::select! {
             answered = answer => answered.map_or(SessionEnd::Client, SessionEnd::Finished),
-            end = ended(inlet.feed(tokio::io::sink(), |_| ()), &admission, cancel) => end,
+            end = ended(inlet.feed(tokio::io::sink(), None), &admission, cancel) => end,
         };
         self.tell(&done).await;
         done
@@ -258,7 +258,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         };
         let end = tokio::select! {
             done = output => done.map_or(SessionEnd::Client, |()| SessionEnd::Finished(0)),
-            end = ended(inlet.feed(to_daemon, |bytes| session.handle_client_bytes(bytes)), &self.admission, self.cancel) => end,
+            end = ended(inlet.feed(to_daemon, Some(session)), &self.admission, self.cancel) => end,
         };
         // The daemon ends its worker, and that its build, once both halves of the socket are dropped: by now.
         self.tell(&end).await;
@@ -300,7 +300,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
                     }
                     Err(_) => SessionEnd::Client,
                 },
-                end = ended(inlet.feed(stdin, |bytes| session.handle_client_bytes(bytes)), &self.admission, self.cancel) => end,
+                end = ended(inlet.feed(stdin, Some(session)), &self.admission, self.cancel) => end,
             }
         };
         let stopping = async {
@@ -373,7 +373,7 @@ impl<R: AsyncRead + Unpin> Inlet<R> {
     ///
     /// # Errors
     /// When the client's stream breaks. A program that takes no more isn't one: what still comes has no reader.
-    async fn feed(&mut self, mut program: impl AsyncWrite + Unpin, look: impl Fn(&[u8])) -> io::Result<()> {
+    async fn feed(&mut self, mut program: impl AsyncWrite + Unpin, session: Option<&NixSession>) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.first);
         let mut length = buffer.len();
         buffer.resize(INPUT_CHUNK.max(length), 0);
@@ -381,12 +381,17 @@ impl<R: AsyncRead + Unpin> Inlet<R> {
         loop {
             let data = buffer.get(..length).unwrap_or_default();
             if listens && !data.is_empty() {
-                look(data);
+                if let Some(session) = session {
+                    session.handle_client_bytes(data);
+                }
                 listens = program.write_all(data).await.is_ok() && program.flush().await.is_ok();
                 self.received += data.len() as u64;
             }
             length = self.reader.read(&mut buffer).await?;
             if length == 0 {
+                if let Some(session) = session {
+                    session.handle_client_end();
+                }
                 let _ = program.shutdown().await;
                 return Ok(());
             }

@@ -199,6 +199,7 @@ async fn feed(parts: &SessionParts, mut stdin: ChildStdin, session: &Session) {
         parts.connection.gate.drained();
         parts.connection.counters.bytes_in.fetch_add(piece.len() as u64, Ordering::Relaxed);
     }
+    session.handle_client_end();
 }
 
 /// From the child to the client, until the pipe's end, the client's, or a long silence after the child's end.
