@@ -61,8 +61,9 @@ fn a_hundred_derivations_end_well_with_a_builder_killed_and_one_late() {
     let summary = std::fs::read_to_string(node.path("/root/summary/summary.json")).unwrap();
     let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     let count = |name: &str| summary["totals"][name].as_u64().unwrap();
-    // What was finished before the loss is built once; what was under way is lost or given up, and built in the second run.
-    assert!(count("built") > NUMBERED as u64 && count("lost") > 0, "{}", summary["totals"]);
+    // What was under way at the loss is lost or given up, and built in the second run. What the first builder finished in its last
+    // moment may be in Nix' hands while its report died with it: that counts as lost, and isn't built again.
+    assert!(count("built") + count("lost") > NUMBERED as u64 && count("lost") > 0, "{}", summary["totals"]);
     assert_eq!((count("failed"), count("running")), (0, 0), "{}", summary["totals"]);
     assert_no_lock_is_held(&node.path("/nix/var/nix/current-load"));
     drop(late);
