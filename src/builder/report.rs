@@ -12,7 +12,7 @@ use super::sessions::{Lane, Outcome, Sessions};
 
 /// The version of what stands in a report. Fields are added without a new one.
 pub const REPORT_SCHEMA: u32 = 1;
-/// The longest line, in bytes. [`MAX_RUNNING`] and [`MAX_EVENTS`] with the longest names come to less.
+/// The longest line, in bytes. `MAX_RUNNING` and `MAX_EVENTS` with the longest names come to less.
 pub const MAX_REPORT_LINE: usize = 64 * 1024;
 /// Builds under way that one report names; the counts are of all.
 const MAX_RUNNING: usize = 80;

@@ -87,7 +87,7 @@ impl<R: AsyncRead + Unpin> Answers<R> {
 /// What a command answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// Its standard output, as far as [`MAX_ANSWER`] goes.
+    /// Its standard output, as far as `MAX_ANSWER` goes.
     pub stdout: Vec<u8>,
     /// Its standard error, as far.
     pub stderr: Vec<u8>,
