@@ -227,7 +227,7 @@ impl Coordinator {
     }
 
     /// Works until the builders' reports have told of what has just ended: for a moment, then until no build is under way, for
-    /// [`LONGEST_CATCH_UP`] at the most. Others may use the builders too, so it isn't waited for longer. Cancel safe.
+    /// `LONGEST_CATCH_UP` at the most. Others may use the builders too, so it isn't waited for longer. Cancel safe.
     ///
     /// # Errors
     /// When a file can't be written.
