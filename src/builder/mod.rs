@@ -99,6 +99,7 @@ impl Builder {
                 commands: commands.clone(),
                 daemon_socket,
                 sessions: Arc::clone(verbs.sessions()),
+                answer_deadline: sessions::ANSWER_DEADLINE,
                 control: Arc::<Verbs>::clone(&verbs) as _,
             }),
             ssh: Endpoint::new(EndpointConfig {
@@ -265,12 +266,17 @@ impl Doors {
     }
 }
 
-/// The socket that stands for `nix-daemon --stdio`: where this user isn't trusted there, or where a process of our own would
+/// The socket that stands, on the direct lane, for `nix-daemon --stdio`: where this user isn't trusted there, or where a process of our own would
 /// bring its settings to a build, that process does better.
 fn daemon_socket(nix: &NixHost, facts: &Facts) -> Option<PathBuf> {
     let stands =
         nix.store == StoreConfig::System && facts.trusted == Some(true) && facts.settings_reach_builds == Some(false);
-    Some(PathBuf::from(DAEMON_SOCKET)).filter(|socket| stands && socket.exists())
+    let socket = Some(PathBuf::from(DAEMON_SOCKET)).filter(|socket| stands && socket.exists());
+    match &socket {
+        Some(socket) => tracing::info!(socket = %socket.display(), "the direct lane joins the daemon's socket"),
+        None => tracing::info!("the direct lane starts a `nix-daemon --stdio` for each session"),
+    }
+    socket
 }
 
 async fn accept(

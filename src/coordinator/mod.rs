@@ -344,6 +344,7 @@ impl Coordinator {
                     tracing::warn!(builder = %name, %reason, "is lost");
                     // Whoever asks why it went is told this, not merely that it did.
                     self.board.chronicle().handle_gone(Instant::now(), &name, &reason);
+                    self.prover.withdraw(&name, &no_longer_ready(&reason));
                     self.builders.handle_lost(Instant::now(), &name);
                 }
                 // The list is made anew below.
@@ -424,7 +425,13 @@ impl Coordinator {
                 self.builders.handle_probed(now, &attempt, result);
             }
             StepEnd::Released => self.builders.handle_released(&attempt),
-            StepEnd::Watched(result) => self.builders.handle_watched(now, &attempt, result.inspect_err(failed)),
+            StepEnd::Watched(result) => {
+                let reason = result.as_ref().err().map(|failure| failure.reason.clone());
+                self.builders.handle_watched(now, &attempt, result.inspect_err(failed));
+                if let Some(reason) = reason.filter(|_| !self.builders.ready().any(|ready| ready == name)) {
+                    self.prover.withdraw(name, &no_longer_ready(&reason));
+                }
+            }
         }
     }
 
@@ -441,7 +448,7 @@ impl Coordinator {
             self.monitor.end(name, "it is ready no more");
             let standing =
                 self.builders.standings().find(|(other, _)| *other == name).map(|(_, standing)| standing.to_string());
-            self.prover.withdraw(name, &format!("it is no longer ready ({})", plain(&standing.unwrap_or_default())));
+            self.prover.withdraw(name, &no_longer_ready(&standing.unwrap_or_default()));
         }
         for name in listed.difference(&self.listed) {
             let known = self.known.get(name);
@@ -522,4 +529,9 @@ fn start_lane(agent: &Agent, options: &Options, chronicle: &Chronicle) -> Result
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// For whoever's build goes to such a builder.
+fn no_longer_ready(reason: &str) -> String {
+    format!("it is no longer ready ({})", plain(reason))
 }

@@ -13,7 +13,7 @@ use nixtail_proto::run::{BuilderFacts, Failure, Liveness, Outcome, Stage};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
-use super::prove::{Acquaintance, Prover};
+use super::prove::{Acquaintance, Prover, Via};
 use super::{Chronicle, Live};
 use crate::builder::sessions;
 use crate::builder::{MAX_REPORT_LINE, Report, ReportEvent};
@@ -87,6 +87,7 @@ impl Monitor {
             prover: Arc::clone(&self.prover),
             name: name.to_owned(),
             number,
+            via: known.via,
             host_keys: known.host_keys.clone(),
             sender: self.sender.clone(),
         };
@@ -218,6 +219,7 @@ struct Watch {
     prover: Arc<Prover>,
     name: String,
     number: u64,
+    via: Via,
     host_keys: Vec<String>,
     sender: mpsc::Sender<Sign>,
 }
@@ -239,7 +241,7 @@ impl Watch {
 
     /// One watch from its beginning to its end.
     async fn follow(&self, after: &mut u64, pause: &mut Duration) -> WatchEnd {
-        let mut lines = match self.prover.open_watch(&self.name, &self.host_keys, *after).await {
+        let mut lines = match self.prover.open_watch(&self.name, self.via, &self.host_keys, *after).await {
             Ok(lines) => lines,
             Err(failure) => return WatchEnd::of(failure),
         };

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
 use super::claims::{Claim, Claims};
-use super::verbs::{HostKeyLine, Lines, Refusal, ask, ask_directly, follow};
+use super::verbs::{HostKeyLine, Lines, Refusal, ask, ask_directly, follow, follow_directly};
 use super::{Options, Transport};
 use crate::agent::Agent;
 use crate::builder::SSH_PORT;
@@ -266,12 +266,16 @@ impl Prover {
         Ok(answer.map(drop)?)
     }
 
-    /// Watches a claimed builder: its reports on what happened after event `after`, line by line.
-    pub(super) async fn open_watch(&self, name: &str, keys: &[String], after: u64) -> Result<Lines, Failure> {
+    /// Watches a claimed builder over the lane that Nix takes: its reports on what happened after event `after`, line by line.
+    pub(super) async fn open_watch(&self, name: &str, via: Via, keys: &[String], after: u64) -> Result<Lines, Failure> {
         let unreachable = |error: crate::agent::DialError| Failure { stage: Stage::Connect, reason: error.to_string() };
         let stream = self.agent.dial(name, SSH_PORT).await.map_err(unreachable)?;
         let request = ControlRequest { verb: ControlVerb::Watch, arguments: vec![after.to_string()] };
-        Ok(follow(stream, &self.options.login, keys, &request).await?)
+        let login = &self.options.login;
+        Ok(match via {
+            Via::Direct => follow_directly(stream, login, &request).await?,
+            Via::Ssh => follow(stream, login, keys, &request).await?,
+        })
     }
 
     /// Tells a claimed builder to end.

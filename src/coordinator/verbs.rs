@@ -1,4 +1,4 @@
-//! Asking a builder something: one SSH connection through the tunnel, one control verb on it.
+//! Asking a builder something: one connection through the tunnel, over SSH or the direct lane, and one control verb on it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,7 +13,8 @@ use russh::{Channel, ChannelMsg};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::timeout;
 
-use crate::direct::CallError;
+use crate::agent::Stream;
+use crate::direct::{CallError, Followed, Following, Reply};
 
 /// How long one verb may take from the first byte to the last: some round trips, and what the builder looks up.
 const VERB_DEADLINE: Duration = Duration::from_secs(20);
@@ -81,28 +82,39 @@ pub async fn ask_directly<S>(stream: S, login: &str, request: &ControlRequest) -
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let unfit = |error: RequestError| failure(stage_of(request), error.to_string());
-    let call = direct::Request::new(login, &request.to_command_line()).map_err(unfit)?;
-    let reply = match timeout(VERB_DEADLINE, crate::direct::ask(stream, &call)).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(CallError::Refused { kind: RefusalKind::Policy, words })) => {
-            return Err(failure(Stage::Policy, shown(&words)));
-        }
-        Ok(Err(CallError::Refused { words, .. })) => return Err(failure(stage_of(request), shown(&words))),
-        Ok(Err(error)) => return Err(failure(Stage::Connect, shown(&error.to_string()))),
-        Err(_) => {
-            let (verb, seconds) = (request.verb.as_str(), VERB_DEADLINE.as_secs());
-            return Err(failure(Stage::Connect, format!("no answer to `{verb}` within {seconds} s")));
-        }
-    };
+    let (call, stage) = (direct_call(login, request)?, stage_of(request));
+    let reply = timeout(VERB_DEADLINE, crate::direct::ask(stream, &call)).await.map_err(|_| {
+        let (verb, seconds) = (request.verb.as_str(), VERB_DEADLINE.as_secs());
+        failure(Stage::Connect, format!("no answer to `{verb}` within {seconds} s"))
+    })?;
+    let reply = reply.map_err(|error| broken_off(stage, error))?;
     let text = String::from_utf8_lossy(&reply.stdout).into_owned();
+    direct_end(stage, &reply).map_err(|refusal| Refusal { text: text.clone(), ..refusal })?;
+    Ok(text)
+}
+
+fn direct_call(login: &str, request: &ControlRequest) -> Result<direct::Request, Refusal> {
+    let unfit = |error: RequestError| failure(stage_of(request), error.to_string());
+    direct::Request::new(login, &request.to_command_line()).map_err(unfit)
+}
+
+fn broken_off(stage: Stage, error: CallError) -> Refusal {
+    match error {
+        CallError::Refused { kind: RefusalKind::Policy, words } => failure(Stage::Policy, shown(&words)),
+        CallError::Refused { words, .. } => failure(stage, shown(&words)),
+        error @ CallError::Answer(_) => failure(Stage::Connect, shown(&error.to_string())),
+    }
+}
+
+/// How a verb's session of the direct lane ended.
+fn direct_end(stage: Stage, reply: &Reply) -> Result<(), Refusal> {
     if reply.code == 0 {
-        return Ok(text);
+        return Ok(());
     }
     let stderr = shown(&String::from_utf8_lossy(&reply.stderr));
     let words = [stderr, shown(&reply.words), format!("exit status {}", reply.code)];
     let reason = words.into_iter().find(|words| !words.is_empty()).unwrap_or_default();
-    Err(Refusal { failure: Failure { stage: stage_of(request), reason }, status: Some(reply.code), text })
+    Err(Refusal { status: Some(reply.code), ..failure(stage, reason) })
 }
 
 async fn exchange<S>(stream: S, login: &str, expected: &[String], request: &ControlRequest) -> Result<Answer, Refusal>
@@ -132,14 +144,57 @@ where
     let sending = Asked::send(stream, login, expected, request, FOLLOW_SILENCE);
     let late = || failure(Stage::Connect, format!("no answer within {} s", VERB_DEADLINE.as_secs()));
     let asked = timeout(VERB_DEADLINE, sending).await.unwrap_or_else(|_| Err(late()))?;
-    Ok(Lines { asked: Some(asked), buffer: Vec::new() })
+    Ok(Lines { source: Some(Source::Ssh(asked)), buffer: Vec::new() })
+}
+
+/// As [`follow`], over the direct lane.
+///
+/// # Errors
+/// As [`ask`], where it doesn't begin. That it is turned away is told by [`Lines::next`].
+pub async fn follow_directly(stream: Stream, login: &str, request: &ControlRequest) -> Result<Lines, Refusal> {
+    let (call, stage) = (direct_call(login, request)?, stage_of(request));
+    let late = |_| failure(Stage::Connect, format!("no answer within {} s", VERB_DEADLINE.as_secs()));
+    let begun = timeout(VERB_DEADLINE, crate::direct::follow(stream, &call)).await.map_err(late)?;
+    let following = begun.map_err(|error| broken_off(stage, error))?;
+    Ok(Lines { source: Some(Source::Direct(Box::new(following), stage)), buffer: Vec::new() })
 }
 
 /// What a verb that goes on writes.
 pub struct Lines {
     /// `None` after its end.
-    asked: Option<Asked>,
+    source: Option<Source>,
     buffer: Vec<u8>,
+}
+
+/// Over which lane it writes.
+enum Source {
+    Ssh(Asked),
+    Direct(Box<Following<Stream>>, Stage),
+}
+
+impl Source {
+    /// Adds what it writes next to `buffer`; says whether it goes on. Cancel safe.
+    async fn read(&mut self, buffer: &mut Vec<u8>) -> Result<bool, Refusal> {
+        match self {
+            // What ends without a status is told by its end.
+            Self::Ssh(asked) => Ok(match asked.next_data().await {
+                Some(data) => {
+                    buffer.extend_from_slice(&data);
+                    true
+                }
+                None => false,
+            }),
+            Self::Direct(following, stage) => match timeout(FOLLOW_SILENCE, following.next()).await {
+                Ok(Ok(Followed::Data(piece))) => {
+                    buffer.extend_from_slice(&piece);
+                    Ok(true)
+                }
+                Ok(Ok(Followed::Ended(reply))) => direct_end(*stage, &reply).map(|()| false),
+                Ok(Err(error)) => Err(broken_off(*stage, error)),
+                Err(_) => Err(failure(Stage::Connect, format!("it said nothing for {} s", FOLLOW_SILENCE.as_secs()))),
+            },
+        }
+    }
 }
 
 impl Lines {
@@ -156,14 +211,11 @@ impl Lines {
                 let reason = format!("a line of more than {longest} bytes");
                 return Err(Failure { stage: Stage::Facts, reason });
             }
-            let Some(asked) = &mut self.asked else { return Ok(None) };
-            match asked.next_data().await {
-                // What is yet to be read is a packet more than a line at the most.
-                Some(data) => self.buffer.extend_from_slice(&data),
-                None => match self.asked.take() {
-                    Some(asked) => asked.end().await?,
-                    None => return Ok(None),
-                },
+            let Some(source) = &mut self.source else { return Ok(None) };
+            // What is yet to be read is a packet more than a line at the most.
+            let goes_on = source.read(&mut self.buffer).await?;
+            if let (false, Some(Source::Ssh(asked))) = (goes_on, self.source.take_if(|_| !goes_on)) {
+                asked.end().await?;
             }
         }
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nixtail_proto::direct::{Decoder, Event, FrameError, Output, RefusalKind, Request, output_header};
 use rustix::fs::FileType;
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::net::{UnixStream, unix::pipe};
 
 /// How long a builder may take from its dial to its first frame. Nix stands still meanwhile, with all its other builds.
@@ -119,22 +119,65 @@ pub enum CallError {
 /// # Errors
 /// When the builder turns it away or the stream breaks.
 pub async fn ask<S: AsyncRead + AsyncWrite + Unpin>(stream: S, request: &Request) -> Result<Reply, CallError> {
-    let (reader, mut writer) = tokio::io::split(stream);
-    let sent = async {
-        writer.write_all(request.to_string().as_bytes()).await?;
-        writer.shutdown().await
-    };
-    sent.await.map_err(AnswerError::Broken)?;
-    let mut answers = Answers::new(reader);
-    let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+    let mut following = follow(stream, request).await?;
+    following.writer.shutdown().await.map_err(AnswerError::Broken)?;
+    let mut stdout = Vec::new();
     loop {
-        match answers.next().await? {
-            Some(Event::Output(Output::Data, piece)) => keep(&mut stdout, piece),
-            Some(Event::Output(Output::Stderr, piece)) => keep(&mut stderr, piece),
-            Some(Event::Refused(kind, words)) => return Err(CallError::Refused { kind, words }),
-            Some(Event::Ended(code, words)) => return Ok(Reply { stdout, stderr, code, words }),
-            Some(Event::Accepted) => {}
-            None => return Err(AnswerError::Broken(io::ErrorKind::UnexpectedEof.into()).into()),
+        match following.next().await? {
+            Followed::Data(piece) => keep(&mut stdout, &piece),
+            Followed::Ended(reply) => return Ok(Reply { stdout, ..reply }),
+        }
+    }
+}
+
+/// Runs a command that takes no input and goes on, such as a watch: what it says is taken piece by piece.
+///
+/// # Errors
+/// When the stream breaks. That the builder turns it away is told by [`Following::next`].
+pub async fn follow<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    request: &Request,
+) -> Result<Following<S>, CallError> {
+    let (reader, mut writer) = tokio::io::split(stream);
+    writer.write_all(request.to_string().as_bytes()).await.map_err(AnswerError::Broken)?;
+    Ok(Following { answers: Answers::new(reader), writer, stderr: Vec::new() })
+}
+
+/// A command whose output is followed. Dropping it ends the command.
+pub struct Following<S> {
+    answers: Answers<ReadHalf<S>>,
+    /// Open as long as the command is wanted.
+    writer: WriteHalf<S>,
+    stderr: Vec<u8>,
+}
+
+/// What a followed command does.
+#[derive(Debug)]
+pub enum Followed {
+    /// It wrote this to its standard output.
+    Data(Vec<u8>),
+    /// It ended so. Its standard output was told before.
+    Ended(Reply),
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Following<S> {
+    /// The next thing. Nothing follows its end. Cancel safe.
+    ///
+    /// # Errors
+    /// When the builder turns the command away or the stream breaks.
+    pub async fn next(&mut self) -> Result<Followed, CallError> {
+        loop {
+            match self.answers.next().await? {
+                Some(Event::Output(Output::Data, piece)) => return Ok(Followed::Data(piece.to_vec())),
+                Some(Event::Output(Output::Stderr, piece)) => keep(&mut self.stderr, piece),
+                Some(Event::Refused(kind, words)) => return Err(CallError::Refused { kind, words }),
+                Some(Event::Ended(code, words)) => {
+                    let stderr = std::mem::take(&mut self.stderr);
+                    return Ok(Followed::Ended(Reply { stdout: Vec::new(), stderr, code, words }));
+                }
+                Some(Event::Accepted) => {}
+                None => return Err(AnswerError::Broken(io::ErrorKind::UnexpectedEof.into()).into()),
+            }
         }
     }
 }

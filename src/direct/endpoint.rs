@@ -35,6 +35,9 @@ const INPUT_CHUNK: usize = 64 * 1024;
 /// The exit code of a session that was ended from outside, as of a command that a signal ended.
 const EXIT_ENDED: u32 = 128 + 15;
 
+/// The exit code of a session whose Nix doesn't answer: trying again later, or elsewhere, may help.
+const EXIT_NOT_NOW: u32 = 75;
+
 /// The exit code of a session that the policy ended.
 const EXIT_DISALLOWED: u32 = 77;
 
@@ -49,6 +52,9 @@ pub struct DirectEndpoint {
     pub daemon_socket: Option<PathBuf>,
     /// Where the Nix sessions are told of, and may be refused for now.
     pub sessions: Arc<Sessions>,
+    /// How long Nix may leave a client that said something without a byte:
+    /// [`ANSWER_DEADLINE`](crate::builder::sessions::ANSWER_DEADLINE).
+    pub answer_deadline: Duration,
     /// Answers `nixtail-control`.
     pub control: Arc<dyn ControlVerbs>,
 }
@@ -65,6 +71,8 @@ pub enum SessionEnd {
     Client,
     /// The policy allows it no longer.
     Disallowed(AdmissionEnd),
+    /// Nix said nothing to a client that did; the words that the client was told.
+    Unanswered(String),
     /// The caller ended it.
     Cancelled,
 }
@@ -76,6 +84,7 @@ impl fmt::Display for SessionEnd {
             Self::Refused(kind, words) => write!(f, "{kind}: {words}"),
             Self::Client => f.write_str("its client went"),
             Self::Disallowed(end) => end.fmt(f),
+            Self::Unanswered(words) => f.write_str(words),
             Self::Cancelled => f.write_str("the builder is ending"),
         }
     }
@@ -258,6 +267,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         };
         let end = tokio::select! {
             done = output => done.map_or(SessionEnd::Client, |()| SessionEnd::Finished(0)),
+            words = session.unanswered(self.endpoint.answer_deadline) => SessionEnd::Unanswered(words),
             end = ended(inlet.feed(to_daemon, Some(session)), &self.admission, self.cancel) => end,
         };
         // The daemon ends its worker, and that its build, once both halves of the socket are dropped: by now.
@@ -300,6 +310,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
                     }
                     Err(_) => SessionEnd::Client,
                 },
+                words = session.unanswered(self.endpoint.answer_deadline) => SessionEnd::Unanswered(words),
                 end = ended(inlet.feed(stdin, Some(session)), &self.admission, self.cancel) => end,
             }
         };
@@ -318,6 +329,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Session<'_, R, W> {
         let (code, words) = match end {
             SessionEnd::Finished(code) => (*code, String::new()),
             SessionEnd::Disallowed(end) => (EXIT_DISALLOWED, end.to_string()),
+            SessionEnd::Unanswered(words) => (EXIT_NOT_NOW, words.clone()),
             SessionEnd::Cancelled => (EXIT_ENDED, "the builder is ending".to_owned()),
             SessionEnd::Client | SessionEnd::Refused(..) => return,
         };

@@ -169,9 +169,12 @@ impl Lane {
         Ok(())
     }
 
-    /// Refuses all further sessions to `builder` at once, in these words. Those that run go on as long as they do.
+    /// Refuses all further sessions to `builder` at once, in these words: the first ones count. Those that run go on as long
+    /// as they do; one that breaks off then is told the same words.
     pub fn close(&self, builder: &str, why: &str) {
-        if let Some(way) = lock(&self.shared.ways).get_mut(builder) {
+        if let Some(way) = lock(&self.shared.ways).get_mut(builder)
+            && way.open.is_ok()
+        {
             way.open = Err(why.to_owned());
         }
     }
@@ -319,6 +322,9 @@ impl Shared {
                 Verdict::NixGone
             }
             Verdict::Broken(why) if accepted.load(Ordering::Relaxed) => {
+                // Where the coordinator knows why, that says more than a broken stream does.
+                let known = lock(&self.ways).get(builder).and_then(|way| way.open.clone().err());
+                let why = known.unwrap_or(why);
                 Verdict::Broken(format!("{why}; what it was building is lost, run the command again"))
             }
             Verdict::Broken(why) => unreached(&why),

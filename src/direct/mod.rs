@@ -20,7 +20,7 @@ mod opened;
 mod outlet;
 mod program;
 
-pub use call::{AnswerError, CallError, Reply, ask};
+pub use call::{AnswerError, CallError, Followed, Following, Reply, ask, follow};
 pub use endpoint::{DirectEndpoint, SessionEnd, SessionReport};
 pub use lane::{LANE_SOCKET, Lane, LaneError, OnTrouble, store_uri};
 pub use opened::{Opened, open};

@@ -29,7 +29,7 @@ fn call(link: &Path) -> Output {
     command.spawn().unwrap().wait_with_output().unwrap()
 }
 
-/// A build of `slow` that has begun at its builder.
+/// A build that has begun at its builder.
 struct Slow {
     nix: Child,
     log: PathBuf,
@@ -39,12 +39,18 @@ struct Slow {
 
 impl Slow {
     fn begin(stage: &Stage, coordinator: &Coordinator) -> Self {
+        Self::begin_with(stage, coordinator, "slow")
+    }
+
+    /// As [`Self::begin`], of another derivation than `slow`.
+    fn begin_with(stage: &Stage, coordinator: &Coordinator, attribute: &str) -> Self {
         let log = stage.path("slow.log");
         let file = fs::File::create(&log).unwrap();
-        let mut nix = coordinator.build_command("slow");
+        let mut nix = coordinator.build_command(attribute);
         let nix = nix.stdin(Stdio::null()).stdout(Stdio::null()).stderr(file).spawn().unwrap();
-        let slow = Self { nix, log, script: format!("slow has begun in {}", stage.salt()) };
-        wait_for("the build to begin", PATIENCE, || slow.said().contains("slow has begun").then_some(()));
+        let slow = Self { nix, log, script: format!("{attribute} has begun in {}", stage.salt()) };
+        let begun = format!("{attribute} has begun");
+        wait_for("the build to begin", PATIENCE, || slow.said().contains(&begun).then_some(()));
         slow
     }
 
@@ -52,12 +58,14 @@ impl Slow {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// Waits for Nix' end, which must be an error that holds `words`, and for the end of what it ran.
-    fn fails(mut self, words: &str) {
+    /// Waits for Nix' end, which must be an error that holds `words`, and for the end of what it ran. Says when Nix ended.
+    fn fails(mut self, words: &str) -> Instant {
         let ended = wait_for("Nix to notice", NOTICED, || self.nix.try_wait().unwrap());
+        let noticed = Instant::now();
         let said = self.said();
         assert!(!ended.success() && said.contains("error: ") && said.contains(words), "{said}");
         wait_for("the build to be gone", NOTICED, || processes_naming(&self.script).is_empty().then_some(()));
+        noticed
     }
 }
 
@@ -217,20 +225,35 @@ fn a_build_ends_at_both_sides_whoever_dies() {
     let slow = Slow::begin(&stage, &coordinator);
     let begun = Instant::now();
     builder.process.end(Signal::KILL);
-    slow.fails("");
-    eprintln!("figure: SIGKILL of a builder to Nix' error {:?}", begun.elapsed());
+    let noticed = slow.fails("nixtail: builder b1: it is no longer ready (");
+    eprintln!("figure: SIGKILL of a builder to Nix' error {:?}", noticed - begun);
 
-    // The coordinator's agent.
-    let _second = stage.builder("b2", &[]);
     coordinator.process.end(Signal::TERM);
-    drop(coordinator);
-    let mut coordinator = stage.coordinator(&["b2"]);
-    let slow = Slow::begin(&stage, &coordinator);
-    coordinator.process.end(Signal::KILL);
-    let mut slow = slow;
-    let ended = wait_for("Nix to notice", NOTICED, || slow.nix.try_wait().unwrap());
-    let said = slow.said();
-    assert!(!ended.success() && said.contains("nixtail: builder b2: the coordinator's agent ended"), "{said}");
+}
+
+#[test]
+fn a_build_whose_coordinators_agent_is_killed_ends_and_so_does_its_builder() {
+    // One notices by itself, the other is told to end while its build still runs.
+    for (name, silence) in [("lonely", "10s"), ("told", "10m")] {
+        let Some(stage) = Stage::start(&coordinators_may_log_in()) else { return };
+        let mut builder = stage.builder(name, &["--claimer-silence", silence, "--drain", "10m"]);
+        let mut coordinator = stage.coordinator(&[name]);
+        let mut long = Slow::begin_with(&stage, &coordinator, "long");
+        let killed = Instant::now();
+        coordinator.process.end(Signal::KILL);
+        if name == "told" {
+            builder.process.signal(Signal::TERM);
+        }
+        let ended = wait_for("Nix to notice", NOTICED, || long.nix.try_wait().unwrap());
+        eprintln!("figure: SIGKILL of the coordinator's agent to Nix' error {:?}", killed.elapsed());
+        let (said, words) = (long.said(), format!("nixtail: builder {name}: the coordinator's agent ended"));
+        assert!(!ended.success() && said.contains(&words), "{said}");
+        wait_for("the build to be gone", NOTICED, || processes_naming(&long.script).is_empty().then_some(()));
+        eprintln!("figure: … to the end of the remote build, {name} {:?}", killed.elapsed());
+        let status = builder.process.wait();
+        eprintln!("figure: … to the end of the builder, {name} {:?}", killed.elapsed());
+        assert!(status.success(), "{status}: {}", builder.process.log());
+    }
 }
 
 /// Kills the processes whose command line is `line`: this test's own, by its folder's name.

@@ -127,6 +127,41 @@ fn a_frozen_builder_is_found_and_comes_back() {
 }
 
 #[test]
+fn a_frozen_builder_is_found_over_either_lane() {
+    let Some(stage) = Stage::start(&coordinators_may_log_in()) else { return };
+    for (transport, words) in
+        [("direct", "nixtail: builder direct: it is no longer ready (no sign of life for "), ("ssh", "error: ")]
+    {
+        let builder = stage.builder(transport, &[]);
+        let wanted = ["--builders", transport, "--builder-silence", SILENCE, "--transport", transport];
+        let mut coordinator = stage.coordinator_that_wants(&wanted);
+        // One that never has a chance to end by itself.
+        let running = Running::begin(&stage, &coordinator, "long");
+        builder.process.signal(Signal::STOP);
+        let stopped = Instant::now();
+        let (well, said) = running.end();
+        eprintln!("figure: SIGSTOP of a builder to the end of Nix over {transport} {:?}", stopped.elapsed());
+        assert!(!well && said.contains("error: ") && said.contains(words), "{said}");
+        assert!(stopped.elapsed() < Duration::from_secs(45), "TCP alone takes as long");
+        builder.process.signal(Signal::CONT);
+        coordinator.process.end(Signal::TERM);
+    }
+}
+
+#[test]
+fn a_killed_builder_is_found_over_ssh() {
+    let Some(stage) = Stage::start(&coordinators_may_log_in()) else { return };
+    let mut builder = stage.builder("b1", &[]);
+    let coordinator = stage.coordinator_that_wants(&["--builders", "b1", "--transport", "ssh"]);
+    let running = Running::begin(&stage, &coordinator, "long");
+    let killed = Instant::now();
+    builder.process.end(Signal::KILL);
+    let (well, said) = running.end();
+    eprintln!("figure: SIGKILL of a builder to the end of Nix over ssh {:?}", killed.elapsed());
+    assert!(!well && said.contains("error: "), "{said}");
+}
+
+#[test]
 fn a_builder_that_gets_sigterm_finishes_its_build_and_takes_no_new_one() {
     let Some(stage) = Stage::start(&coordinators_may_log_in()) else { return };
     let mut builder = stage.builder("b1", &["--drain", "60s"]);
@@ -135,7 +170,7 @@ fn a_builder_that_gets_sigterm_finishes_its_build_and_takes_no_new_one() {
     let status = builder_status(&builder.process);
     assert!(status["claimed_by"].as_str().unwrap().starts_with("coordinator."), "{status}");
     assert_eq!(status["running"][0]["derivation"], "brief", "{status}");
-    assert_eq!(status["running"][0]["lane"], "ssh", "{status}");
+    assert_eq!(status["running"][0]["lane"], "direct", "{status}");
 
     builder.process.signal(Signal::TERM);
     wait_for_machines(&coordinator, &[]);

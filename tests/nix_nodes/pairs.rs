@@ -38,6 +38,10 @@ fn multi_user_pair(coordinators: &Root, builders: &Root, logins: &[User]) {
         coordinator.builds_top(&[], "/");
         coordinator.end();
         assert!(builder.wait(BUILD).success(), "{}", builder.log());
+        // A user's own process would only pass the bytes on; root's opens the store itself.
+        let joins = builder.log().contains("the direct lane joins the daemon's socket");
+        assert_eq!(joins, *login != User::Root, "{}", builder.log());
+        assert!(!builder.log().contains("takes no connection"), "{}", builder.log());
         assert_eq!(files_that_are_lent(&node), before, "root's files are not as they were");
     }
     assert_no_lock_is_held(&node.path("/nix/var/nix/current-load"));

@@ -11,6 +11,10 @@ use crate::key::NodePublic;
 /// that is down, may take to come back.
 pub const CLAIMER_SILENCE: Duration = Duration::from_secs(90);
 
+/// The same for a builder that was told to end and only waits for its last builds: nobody waits for those of a claimer that
+/// is gone. Longer than a claimer that lives may say nothing, since it acknowledges our reports ([`super::REPORT_INTERVAL`]).
+const CLAIMER_SILENCE_AT_END: Duration = Duration::from_secs(15);
+
 /// A builder's life. Feed it what happens; it says when, and why, the builder must end.
 #[derive(Debug)]
 pub struct Builder {
@@ -308,11 +312,9 @@ impl Builder {
     /// When [`Self::handle_timeout`] wants to be called.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
-        match (&self.ending, &self.claim) {
-            (Some(ending), _) => Some(ending.until),
-            (None, None) => self.deadlines().map(|(deadline, _)| deadline).min(),
-            (None, Some(_)) => self.deadlines().map(|(deadline, _)| deadline).chain([self.freeze.next_look()]).min(),
-        }
+        let until = self.ending.map(|ending| ending.until);
+        let look = self.claim.as_ref().map(|_| self.freeze.next_look());
+        self.deadlines().map(|(deadline, _)| deadline).chain(until).chain(look).min()
     }
 
     /// Why the builder ends, once it does. It takes nothing new from then on.
@@ -341,10 +343,10 @@ impl Builder {
 
     /// What ends it by when.
     fn deadlines(&self) -> impl Iterator<Item = (Instant, End)> {
-        let silence = self.claimer_silence;
         let open = self.ending.is_none();
+        let silence = if open { self.claimer_silence } else { self.claimer_silence.min(CLAIMER_SILENCE_AT_END) };
         let idle = self.idle_since.zip(self.idle_timeout).filter(|_| open && self.claim.is_none());
-        let claim = self.claim.as_ref().filter(|_| open);
+        let claim = self.claim.as_ref();
         let silent = claim.and_then(|claim| Some(claim.heard.max(claim.offline_since?)));
         let unwatched = claim.filter(|claim| claim.watches == 0).map(|claim| claim.unwatched_since);
         let lost = |loss| End::ClaimerLost(loss);

@@ -49,6 +49,7 @@ fn lab(daemon: ChildSpec) -> Lab {
         commands: AllowedCommands { daemon, serve: shell("echo served"), published_store: Some("/a store".into()) },
         daemon_socket: None,
         sessions: Arc::default(),
+        answer_deadline: PATIENCE,
         control: Arc::new(Verbs),
     });
     Lab { endpoint, policy, cancel: CancellationToken::new() }
@@ -223,6 +224,30 @@ async fn a_builder_that_takes_no_sessions_says_why() {
     let Err(CallError::Refused { kind: RefusalKind::Busy, words }) = answer else { panic!("{answer:?}") };
     assert!(words.contains("its disk is full"), "{words}");
     assert_eq!(lab.ask("builder", "nixtail-control 1 ping").await.0.unwrap().code, 7, "questions are answered");
+}
+
+#[tokio::test]
+async fn a_nix_that_never_answers_is_waited_for_no_longer() {
+    // A child, and a daemon that takes the connection; each swallows what it is told.
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("socket");
+    let _daemon = UnixListener::bind(&socket).unwrap();
+    for daemon_socket in [None, Some(socket)] {
+        let Lab { endpoint, policy, cancel } = lab(shell("exec cat >/dev/null"));
+        let endpoint = Arc::into_inner(endpoint).unwrap();
+        let answer_deadline = Duration::from_millis(300);
+        let endpoint = Arc::new(DirectEndpoint { daemon_socket, answer_deadline, ..endpoint });
+        let lab = Lab { endpoint, policy, cancel };
+        let (mut client, session) = lab.connect().await;
+        client.write_all(b"nixtail-direct 1 builder nix-daemon --stdio\nhello").await.unwrap();
+        let said = read_until(&mut client, "hasn't answered within").await;
+        assert!(said.windows(4).any(|code| code == EXIT_NOT_NOW.to_be_bytes()), "{said:?}");
+        assert!(matches!(soon(session).await.unwrap().end, SessionEnd::Unanswered(_)));
+        // The next one is refused at once.
+        let (answer, _) = lab.ask("builder", "nix-daemon --stdio").await;
+        let Err(CallError::Refused { kind: RefusalKind::Busy, words }) = answer else { panic!("{answer:?}") };
+        assert!(words.contains("hasn't answered within"), "{words}");
+    }
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ fn start() -> Instant {
 
 /// Lets time pass as its owner does: it is called whenever it wants to be.
 fn pass(builder: &mut Builder, until: Instant) {
-    while let Some(at) = builder.poll_timeout().filter(|at| *at <= until && builder.end().is_none()) {
+    while let Some(at) = builder.poll_timeout().filter(|at| *at <= until && !builder.is_over(*at)) {
         builder.handle_timeout(at);
     }
 }
@@ -195,7 +195,6 @@ fn what_runs_may_go_on_for_the_drain_unless_something_hurries() {
     builder.handle_told(now, Told::Terminate, 30 * SECOND);
     assert_eq!(builder.end(), Some(End::Told(Told::Terminate)));
     assert_eq!(builder.handle_claim(now, ALICE, None), Err(ClaimError::Ending));
-    assert_eq!(builder.poll_timeout(), Some(now + 30 * SECOND));
     assert!(!builder.is_over(now + 29 * SECOND) && builder.is_over(now + 30 * SECOND));
     // Who asked for the builds is gone, so nobody waits for them.
     builder.handle_presence(now + 3 * SECOND, Presence::Absent);
@@ -206,4 +205,29 @@ fn what_runs_may_go_on_for_the_drain_unless_something_hurries() {
     builder.handle_told(now, Told::Terminate, 30 * SECOND);
     builder.handle_finished(now + SECOND);
     assert!(builder.is_over(now + SECOND));
+}
+
+#[test]
+fn a_drain_waits_for_no_build_of_a_claimer_that_is_gone() {
+    let now = start();
+    let drain = 600 * SECOND;
+    let mut builder = watched(now);
+    builder.handle_told(now, Told::Terminate, drain);
+    pass(&mut builder, now + 200 * SECOND);
+    assert!(!builder.is_over(now + 200 * SECOND), "control calls it online, and it watches");
+    builder.handle_presence(now + 200 * SECOND, Presence::Offline);
+    builder.handle_heard(now + 210 * SECOND);
+    pass(&mut builder, now + 224 * SECOND);
+    assert!(!builder.is_over(now + 224 * SECOND), "it was heard");
+    pass(&mut builder, now + 225 * SECOND);
+    assert!(builder.is_over(now + 225 * SECOND));
+    assert_eq!(builder.end(), Some(End::Told(Told::Terminate)), "the first reason counts");
+
+    let mut builder = watched(now);
+    builder.handle_told(now, Told::Terminate, drain);
+    builder.handle_watch_ended(now + 50 * SECOND, ALICE);
+    pass(&mut builder, now + 64 * SECOND);
+    assert!(!builder.is_over(now + 64 * SECOND));
+    pass(&mut builder, now + 65 * SECOND);
+    assert!(builder.is_over(now + 65 * SECOND), "whatever control says of it");
 }
