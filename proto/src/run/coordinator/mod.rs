@@ -56,8 +56,6 @@ struct Entry {
     is_held: bool,
     /// It failed its probe, and another one may have its place.
     is_unfit: bool,
-    /// Who else has it.
-    taken_by: Option<NodePublic>,
     is_watched: bool,
 }
 
@@ -205,16 +203,17 @@ impl Builders {
 
     /// How [`Step::Claim`] ended.
     pub fn handle_claimed(&mut self, now: Instant, attempt: &Attempt, result: Result<(), ClaimRefusal>) {
+        let met = self.entries.get(&attempt.name).and_then(|entry| entry.met.as_ref());
+        let has_place = met.is_some_and(|met| self.has_place(met, |entry| entry.is_held));
         let Some(entry) = current(&mut self.entries, attempt, Step::Claim) else { return };
-        entry.taken_by = None;
         match result {
             Ok(()) => {
                 entry.is_held = true;
-                entry.standing = Standing::Trying(None);
+                // Several that were another's may come free at once: what is too much is given back.
+                entry.standing = if has_place { Standing::Trying(None) } else { Standing::Spare };
                 entry.next = Some(now);
             }
             Err(ClaimRefusal::Taken(holder)) => {
-                entry.taken_by = Some(holder.key);
                 entry.standing = Standing::Taken(holder);
                 entry.next = Some(now + LONGEST_PAUSE);
             }
@@ -308,7 +307,7 @@ impl Builders {
         let due = self.entries.values().filter_map(|entry| match entry.doing {
             Some((_, deadline)) => Some(deadline),
             // What waits for a place goes on when a step ends.
-            None => entry.next.filter(|_| !is_full && (entry.taken_by.is_none() || self.asks_again(entry))),
+            None => entry.next.filter(|_| !is_full && (entry.holder().is_none() || self.asks_again(entry))),
         });
         due.chain((!self.is_settled).then_some(self.deadline)).min()
     }
@@ -411,7 +410,7 @@ impl Builders {
             if entry.doing.is_some() {
                 return None;
             }
-            if entry.is_held && (gives_way || entry.is_unfit) {
+            if entry.is_held && (gives_way || entry.is_unfit || entry.standing == Standing::Spare) {
                 return Some(Step::Release);
             }
             if entry.standing == Standing::Ready {
@@ -422,7 +421,7 @@ impl Builders {
                 _ if is_full => None,
                 None => is_due.then_some(Step::Meet),
                 Some(_) if entry.is_held => is_due.then_some(Step::Probe),
-                Some(_) if entry.taken_by.is_some() => (is_due && self.asks_again(entry)).then_some(Step::Claim),
+                Some(_) if entry.holder().is_some() => (is_due && self.asks_again(entry)).then_some(Step::Claim),
                 Some(met) => (entry.standing == Standing::Spare && self.wants(entry, met)).then_some(Step::Claim),
             }
         };
@@ -445,10 +444,14 @@ impl Builders {
         if self.gives_way() || matches!(entry.standing, Standing::Foreign(_)) {
             return false;
         }
+        self.has_place(met, |entry| entry.is_held || matches!(entry.doing, Some((Step::Claim, _))))
+    }
+
+    /// Whether this one may be had beside those that count.
+    fn has_place(&self, met: &Met, counts: impl Fn(&Entry) -> bool) -> bool {
         let Some(most) = self.wanted.most() else { return true };
-        let claiming = |entry: &&Entry| matches!(entry.doing, Some((Step::Claim, _)));
-        let held = self.entries.values().filter(|entry| entry.is_held || claiming(entry)).count();
-        let open = self.systems_without(|entry| entry.is_held || claiming(&entry));
+        let held = self.entries.values().filter(|entry| counts(entry)).count();
+        let open = self.systems_without(counts);
         // Each wanted system keeps a place until one for it is ours.
         let kept = if met.systems.iter().any(|system| open.contains(system.as_str())) { 0 } else { open.len() };
         held + kept < most
@@ -457,12 +460,12 @@ impl Builders {
     /// Whether another coordinator goes first: one that has some of what we need, while what is left isn't enough for us.
     fn gives_way(&self) -> bool {
         let goes_first = |key: &NodePublic| *key < self.own_key;
-        if self.is_settled || !self.entries.values().any(|entry| entry.taken_by.as_ref().is_some_and(goes_first)) {
+        if self.is_settled || !self.entries.values().any(|entry| entry.holder().is_some_and(goes_first)) {
             return false;
         }
         let may_be_ours = |entry: &Entry| {
             let hopeful = !matches!(entry.standing, Standing::Trying(Some(_)) | Standing::Foreign(_));
-            entry.is_held || (entry.sighting.is_some() && hopeful && entry.taken_by.is_none())
+            entry.is_held || (entry.sighting.is_some() && hopeful && entry.holder().is_none())
         };
         let left = || self.entries.values().filter(|entry| may_be_ours(entry));
         let all_are_known = left().all(|entry| entry.met.is_some());
@@ -484,6 +487,11 @@ impl Builders {
 }
 
 impl Entry {
+    /// Who else has it, as far as is known.
+    fn holder(&self) -> Option<&NodePublic> {
+        if let Standing::Taken(holder) = &self.standing { Some(&holder.key) } else { None }
+    }
+
     fn fail(&mut self, now: Instant, failure: Failure) {
         let is_meant = self.sighting.as_ref().is_some_and(|sighting| sighting.is_meant);
         let longest = if is_meant { LONGEST_PAUSE } else { LONGEST_PAUSE_OF_STRANGERS };
@@ -496,8 +504,8 @@ impl Entry {
 
     fn hand_back(&mut self) {
         self.is_held = false;
-        // One that is unfit goes on from its failure.
-        if !std::mem::take(&mut self.is_unfit) {
+        // One that has failed goes on from its failure.
+        if !std::mem::take(&mut self.is_unfit) && self.met.is_some() {
             self.standing = Standing::Spare;
             self.next = None;
         }
