@@ -83,7 +83,7 @@ impl AttachedChild {
             command.process_group(0);
         }
         // TERM, not KILL: it is the user's, and may have something to put in order.
-        die_with_us(&mut command, Signal::TERM);
+        die_with_us(&mut command);
         let child = start_on_thread(command).await.map_err(failed)?;
         let process = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let process = process.ok_or_else(|| failed(io::Error::other("it ended before it began")))?;

@@ -152,18 +152,19 @@ fn command(spec: &ChildSpec) -> Command {
         .stderr(Stdio::piped())
         .process_group(0)
         .kill_on_drop(true);
-    die_with_us(&mut command, Signal::KILL);
+    die_with_us(&mut command);
     command
 }
 
-/// Has the kernel send `signal` to the child when the thread that starts it ends: see [`start_on_thread`].
-pub(super) fn die_with_us(command: &mut Command, signal: Signal) {
+/// Has the kernel send TERM to the child when the thread that starts it ends: see [`start_on_thread`]. Not KILL: a
+/// sandboxed build is ended by its Nix, which must have the time to.
+pub(super) fn die_with_us(command: &mut Command) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec in a process with one thread. It makes two system calls through
     // rustix, which allocates nothing and takes no lock, and builds its error from a raw number.
     unsafe {
         command.pre_exec(move || {
-            rustix::process::set_parent_process_death_signal(Some(signal))?;
+            rustix::process::set_parent_process_death_signal(Some(Signal::TERM))?;
             // Where this process died before the call above, nobody would send the signal any more.
             if rustix::process::getppid() == Some(parent) { Ok(()) } else { Err(io::Error::from_raw_os_error(3)) }
         });
