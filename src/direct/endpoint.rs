@@ -381,7 +381,7 @@ impl<R: AsyncRead + Unpin> Inlet<R> {
         }
     }
 
-    /// Passes on what the client sends, until its end, which is passed on too; `look` sees it before the program does.
+    /// Passes on what the client sends, until its end, which is passed on too; `session` sees it before the program does.
     ///
     /// # Errors
     /// When the client's stream breaks. A program that takes no more isn't one: what still comes has no reader.
