@@ -101,7 +101,9 @@ fn a_builder_killed_in_mid_build_does_not_hang_nix() {
     assert!(said().contains("error: "), "{}", said());
     // Its Nix is told to end with it, and ends its builds.
     let script = format!("slow has begun in {}", stage.salt());
-    wait_for("what it ran to be gone", Duration::from_secs(5), || stage::processes_naming(&script).is_empty().then_some(()));
+    wait_for("what it ran to be gone", Duration::from_secs(5), || {
+        stage::processes_naming(&script).is_empty().then_some(())
+    });
 
     // By now the coordinator knows, and Nix doesn't try the dead one first for each derivation.
     let begun = Instant::now();
