@@ -139,7 +139,7 @@ impl Stage {
                 reusable: true,
                 ephemeral: true,
                 tags: vec![tag.to_owned()],
-                expires: None,
+                ..AuthKeyOptions::default()
             })
         };
         let keys = [("builder.key", key("tag:nix-ci-builder")?), ("coordinator.key", key("tag:nix-ci-coordinator")?)];

@@ -15,6 +15,8 @@ pub struct AuthKeyOptions {
     pub reusable: bool,
     /// Nodes vanish when they log out or go offline.
     pub ephemeral: bool,
+    /// Nodes need no approval where an admin must let machines in.
+    pub preauthorized: bool,
     /// The tags that nodes get, `tag:` included.
     pub tags: Vec<String>,
     /// How long it is good for; `None` is as long as the devnet. Zero makes a key that has expired.
@@ -25,6 +27,7 @@ pub struct AuthKeyOptions {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Entitlement {
     pub(crate) ephemeral: bool,
+    pub(crate) preauthorized: bool,
     pub(crate) tags: Vec<String>,
 }
 
@@ -87,7 +90,8 @@ impl AuthKeys {
             return Err(AuthKeyError::Tags(foreign.join(" ")));
         }
         key.used = true;
-        Ok(Entitlement { ephemeral: key.options.ephemeral, tags: key.options.tags.clone() })
+        let AuthKeyOptions { ephemeral, preauthorized, ref tags, .. } = key.options;
+        Ok(Entitlement { ephemeral, preauthorized, tags: tags.clone() })
     }
 }
 
@@ -104,7 +108,7 @@ mod tests {
         let short = add(3, AuthKeyOptions { expires: Some(Duration::from_secs(5)), ..Default::default() });
 
         assert_eq!(keys.redeem(now, &once, &["tag:b".to_owned()]), Err(AuthKeyError::Tags("tag:b".to_owned())));
-        let tagged = Entitlement { ephemeral: false, tags: vec!["tag:a".to_owned()] };
+        let tagged = Entitlement { ephemeral: false, preauthorized: false, tags: vec!["tag:a".to_owned()] };
         assert_eq!(keys.redeem(now, &once, &[]), Ok(tagged));
         assert_eq!(keys.redeem(now, &once, &[]), Err(AuthKeyError::Used));
         for _ in 0..2 {

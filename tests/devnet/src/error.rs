@@ -29,6 +29,18 @@ pub enum DevnetError {
     /// More keys than a devnet holds.
     #[error("this devnet holds no more auth keys: make them reusable, or start another devnet")]
     TooManyKeys,
+    /// No node has this number.
+    #[error("the devnet has no node {0}")]
+    UnknownNode(nixtail_proto::tailcfg::NodeId),
+    /// The node can't be told anything.
+    #[error("node {0} of the devnet has no map stream, or doesn't read it")]
+    NoStream(nixtail_proto::tailcfg::NodeId),
+    /// No person is awaited there.
+    #[error("nobody is awaited to log in at {0}")]
+    UnknownLogin(String),
+    /// There are no more numbers and addresses for nodes.
+    #[error("the devnet has no room for so many nodes")]
+    TooManyNodes,
     /// Something waited for didn't come.
     #[error("waited {0:?} in vain for {1}")]
     Timeout(std::time::Duration, String),
@@ -55,6 +67,8 @@ pub(crate) enum ConnectionError {
     Derp(#[from] nixtail_proto::derp::DerpError),
     #[error("the system gives no random bytes: {0}")]
     Random(String),
+    #[error("an answer that can't be sent: {0}")]
+    Answer(http::Error),
     #[error("a message that can't be written: {0}")]
     Json(#[from] serde_json::Error),
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::error::ConnectionError;
+use crate::misbehaviour::Answer;
 
 /// The longest request head.
 const MAX_HEAD: usize = 16 << 10;
@@ -95,6 +96,25 @@ pub(crate) async fn answer(
     );
     write(stream, head.as_bytes()).await?;
     tokio::time::timeout(PATIENCE, stream.shutdown()).await??;
+    Ok(())
+}
+
+/// Sends an answer as it stands, and says that the connection ends with it.
+pub(crate) async fn send(stream: &mut (impl AsyncWrite + Unpin), answer: &Answer) -> Result<(), ConnectionError> {
+    let mut bytes = format!("HTTP/1.1 {} Told\r\nContent-Length: {}\r\n", answer.status, answer.body.len());
+    for (name, value) in &answer.headers {
+        bytes.push_str(&format!("{name}: {value}\r\n"));
+    }
+    bytes.push_str("Connection: close\r\n\r\n");
+    write(stream, &[bytes.as_bytes(), &answer.body].concat()).await?;
+    tokio::time::timeout(PATIENCE, stream.shutdown()).await??;
+    Ok(())
+}
+
+/// Reads and forgets until the client closes.
+pub(crate) async fn until_closed(stream: &mut (impl AsyncRead + Unpin)) -> Result<(), ConnectionError> {
+    let mut piece = [0; 4096];
+    while stream.read(&mut piece).await? > 0 {}
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod auth_key;
 mod control;
 mod error;
 mod http1;
+mod misbehaviour;
 mod netmap;
 mod policy;
 mod random;
@@ -44,8 +45,9 @@ use tokio_util::task::TaskTracker;
 
 pub use auth_key::AuthKeyOptions;
 pub use error::DevnetError;
+pub use misbehaviour::{Answer, Call, Misbehaviour, PingAnswer, RecordedCall};
 pub use policy::{AUTOGROUP_NONROOT, BUILDER_TAG, COORDINATOR_TAG, Grant, Policy, Ports, Selector, SshRule};
-pub use registry::TAILNET_DOMAIN;
+pub use registry::{Crowd, LoginPolicy, TAILNET_DOMAIN};
 pub use relay::RelayStats;
 
 use control::Control;
@@ -101,6 +103,10 @@ pub struct NodeStatus {
     pub tags: Vec<String>,
     /// Whether it has a map stream.
     pub online: bool,
+    /// Whether an admin has let its machine in.
+    pub authorized: bool,
+    /// Whether its key has ended.
+    pub expired: bool,
     /// Whether it vanishes when it goes.
     pub ephemeral: bool,
     /// Where it says it can be reached by UDP.
@@ -145,7 +151,8 @@ impl Devnet {
         let (tls, certificate_hash) = tls::self_signed(vec![config.listen.to_string(), "localhost".to_owned()])?;
         let derp_map = derp_map(relay_address, stun_port, &certificate_hash);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let tailnet = Arc::new(Tailnet::new(config.policy, derp_map, config.ephemeral_grace));
+        let tailnet =
+            Arc::new(Tailnet::new(control_url(control_address), config.policy, derp_map, config.ephemeral_grace));
         let key = MachinePrivate::generate(&mut rng);
         let control = Arc::new(Control::new(Arc::clone(&tailnet), key, tasks.clone(), stop.clone()));
         let relay = Arc::new(Relay::new(NodePrivate::generate(&mut rng), tls));
@@ -168,7 +175,7 @@ impl Devnet {
     /// The control server's URL, for `--login-server`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.control_address)
+        control_url(self.control_address)
     }
 
     /// Makes a pre-authentication key.
@@ -246,6 +253,10 @@ impl Devnet {
     }
 }
 
+fn control_url(address: SocketAddr) -> String {
+    format!("http://{address}")
+}
+
 async fn listen(part: &'static str, ip: IpAddr, port: u16) -> Result<(TcpListener, SocketAddr), DevnetError> {
     let address = SocketAddr::new(ip, port);
     let wrong = |source| DevnetError::Listen { part, address, source };
@@ -294,6 +305,8 @@ fn status(node: Node, ephemeral: bool) -> NodeStatus {
         home_region: node.home_region(),
         tags: node.tags,
         online: node.online.unwrap_or_default(),
+        authorized: node.machine_authorized,
+        expired: node.expired,
         ephemeral,
         endpoints: node.endpoints,
         ssh_host_keys: node.hostinfo.ssh_host_keys,

@@ -4,9 +4,10 @@
 //! changes that come together are told together, and a slow reader costs no queue.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use nixtail_proto::tailcfg::{
-    DerpMap, DnsConfig, FilterRule, Hostinfo, MapResponse, Node, NodeId, PeerChange, SshPolicy, Timestamp,
+    DerpMap, DnsConfig, FilterRule, Hostinfo, MapResponse, Node, NodeId, PeerChange, SshPolicy, Timestamp, TkaInfo,
 };
 
 use crate::policy::Policy;
@@ -21,17 +22,30 @@ const ATTRIBUTE_DISABLE_UPNP: &str = "debug-disable-upnp";
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct View {
     node: Node,
-    peers: BTreeMap<NodeId, Node>,
+    peers: BTreeMap<NodeId, Arc<Node>>,
     derp_map: DerpMap,
     filter: Vec<FilterRule>,
     ssh_policy: SshPolicy,
+    lock: Option<TkaInfo>,
 }
 
 impl View {
     /// What the node `id` may know now; `None` when there is no such node (any more).
-    pub(crate) fn new(id: NodeId, registry: &Registry, policy: &Policy, derp_map: &DerpMap) -> Option<Self> {
-        let mut node = registry.node(id)?;
-        let own = registry.subjects().find(|(other, _)| *other == id)?.1;
+    pub(crate) fn new(
+        id: NodeId,
+        registry: &Registry,
+        policy: &Policy,
+        derp_map: &DerpMap,
+        lock: Option<&TkaInfo>,
+    ) -> Option<Self> {
+        let mut node = Arc::unwrap_or_clone(registry.node(id)?);
+        node.cap_map.insert(ATTRIBUTE_DISABLE_UPNP.to_owned(), None);
+        let (derp_map, lock) = (derp_map.clone(), lock.cloned());
+        let Some(own) = registry.subject(id) else {
+            // As long as no admin has let it in, it is alone.
+            let (filter, ssh_policy) = (vec![], SshPolicy::default());
+            return Some(Self { node, peers: BTreeMap::new(), derp_map, filter, ssh_policy, lock });
+        };
         let others: Vec<_> = registry.subjects().filter(|(other, _)| *other != id).collect();
         let peers = others
             .iter()
@@ -41,11 +55,10 @@ impl View {
         let subjects: Vec<_> = others.iter().map(|(_, subject)| *subject).collect();
         let ssh_policy = policy.ssh_policy(own, &subjects);
         let filter = policy.filter(own, &subjects);
-        node.cap_map.insert(ATTRIBUTE_DISABLE_UPNP.to_owned(), None);
         if !policy.ssh.is_empty() {
             node.cap_map.insert(CAPABILITY_SSH.to_owned(), None);
         }
-        Some(Self { node, peers, derp_map: derp_map.clone(), filter, ssh_policy })
+        Some(Self { node, peers, derp_map, filter, ssh_policy, lock })
     }
 
     /// The first message of a stream: everything.
@@ -53,7 +66,7 @@ impl View {
         MapResponse {
             node: Some(self.node.clone()),
             derp_map: Some(self.derp_map.clone()),
-            peers: self.peers.values().cloned().collect(),
+            peers: self.peers.values().map(|peer| Node::clone(peer)).collect(),
             dns_config: Some(DnsConfig {
                 domains: vec![TAILNET_DOMAIN.to_owned()],
                 proxied: true,
@@ -65,6 +78,7 @@ impl View {
             health: Some(vec![]),
             ssh_policy: Some(self.ssh_policy.clone()),
             control_time: Some(time),
+            tka_info: self.lock.clone(),
             ..Default::default()
         }
     }
@@ -79,12 +93,17 @@ impl View {
             derp_map: (self.derp_map != before.derp_map).then(|| self.derp_map.clone()),
             packet_filter: (self.filter != before.filter).then(|| self.filter.clone()),
             ssh_policy: (self.ssh_policy != before.ssh_policy).then(|| self.ssh_policy.clone()),
+            tka_info: self.lock.clone().filter(|_| self.lock != before.lock),
             peers_removed: before.peers.keys().filter(|id| !self.peers.contains_key(id)).copied().collect(),
             ..Default::default()
         };
         for (id, peer) in &self.peers {
-            match before.peers.get(id).map(|known| peer_change(known, peer)) {
-                None | Some(Change::Whole) => message.peers_changed.push(peer.clone()),
+            match before
+                .peers
+                .get(id)
+                .map(|known| if Arc::ptr_eq(known, peer) { Change::None } else { peer_change(known, peer) })
+            {
+                None | Some(Change::Whole) => message.peers_changed.push(Node::clone(peer)),
                 Some(Change::None) => {}
                 Some(Change::Online(online)) => {
                     message.online_change.insert(*id, online);
@@ -136,10 +155,15 @@ fn peer_change(known: &Node, peer: &Node) -> Change {
 }
 
 /// A node as its peers see it: what concerns only itself and control is left out.
-fn as_peer(node: Node) -> Node {
-    let hostinfo =
-        Hostinfo { net_info: None, backend_log_id: String::new(), request_tags: vec![], ..node.hostinfo.clone() };
-    Node { hostinfo, ..node }
+fn as_peer(mut node: Arc<Node>) -> Arc<Node> {
+    let hostinfo = &node.hostinfo;
+    // One that was made up says nothing of that kind, and is shared as it is: there may be ten thousand.
+    if hostinfo.net_info.is_some() || !hostinfo.backend_log_id.is_empty() || !hostinfo.request_tags.is_empty() {
+        let hostinfo = &mut Arc::make_mut(&mut node).hostinfo;
+        *hostinfo =
+            Hostinfo { net_info: None, backend_log_id: String::new(), request_tags: vec![], ..hostinfo.clone() };
+    }
+    node
 }
 
 #[cfg(test)]
@@ -151,10 +175,11 @@ mod tests {
     fn view(peers: &[Node]) -> View {
         View {
             node: Node { id: 1, ..Default::default() },
-            peers: peers.iter().map(|peer| (peer.id, peer.clone())).collect(),
+            peers: peers.iter().map(|peer| (peer.id, Arc::new(peer.clone()))).collect(),
             derp_map: DerpMap::default(),
             filter: vec![],
             ssh_policy: SshPolicy::default(),
+            lock: None,
         }
     }
 

@@ -5,11 +5,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nixtail_proto::key::{MachinePublic, NodePublic};
 use nixtail_proto::secret::Secret;
-use nixtail_proto::tailcfg::{DerpMap, MapRequest, Node, NodeId, RegisterRequest, RegisterResponse, Timestamp};
+use nixtail_proto::tailcfg::{
+    DerpMap, MapRequest, Node, NodeId, RegisterRequest, RegisterResponse, Timestamp, TkaInfo,
+};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth_key::{AuthKeyOptions, AuthKeys};
+use crate::misbehaviour::Conduct;
 use crate::netmap::View;
 use crate::policy::Policy;
 use crate::registry::Registry;
@@ -18,6 +21,7 @@ use crate::registry::Registry;
 #[derive(Debug)]
 pub(crate) struct Tailnet {
     state: Mutex<State>,
+    conduct: Conduct,
     changed: watch::Sender<()>,
 }
 
@@ -27,13 +31,23 @@ struct State {
     keys: AuthKeys,
     policy: Policy,
     derp_map: DerpMap,
+    /// Nothing as long as tailnet lock was never switched on.
+    lock: Option<TkaInfo>,
+    /// Seconds that control's clock is before that of this machine.
+    clock_shift: i64,
 }
 
 impl Tailnet {
-    pub(crate) fn new(policy: Policy, derp_map: DerpMap, ephemeral_grace: Duration) -> Self {
-        let registry = Registry::new(ephemeral_grace);
-        let state = Mutex::new(State { registry, keys: AuthKeys::default(), policy, derp_map });
-        Self { state, changed: watch::Sender::new(()) }
+    /// `url` is control's own.
+    pub(crate) fn new(url: String, policy: Policy, derp_map: DerpMap, ephemeral_grace: Duration) -> Self {
+        let registry = Registry::new(ephemeral_grace, url);
+        let state = State { registry, keys: AuthKeys::default(), policy, derp_map, lock: None, clock_shift: 0 };
+        Self { state: Mutex::new(state), conduct: Conduct::default(), changed: watch::Sender::new(()) }
+    }
+
+    /// What control does wrong.
+    pub(crate) fn conduct(&self) -> &Conduct {
+        &self.conduct
     }
 
     /// Rings whenever what anybody may know has changed.
@@ -43,6 +57,33 @@ impl Tailnet {
 
     pub(crate) fn add_auth_key(&self, random: [u8; 16], options: AuthKeyOptions) -> Option<Secret> {
         self.lock().keys.add(Instant::now(), random, options)
+    }
+
+    /// Looks at the nodes.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(&self.lock().registry)
+    }
+
+    /// Changes something about the nodes; everybody is told.
+    pub(crate) fn administer<T>(&self, change: impl FnOnce(&mut Registry, Instant) -> T) -> T {
+        let changed = change(&mut self.lock().registry, Instant::now());
+        self.ring();
+        changed
+    }
+
+    pub(crate) fn set_lock(&self, info: TkaInfo) {
+        self.lock().lock = Some(info);
+        self.ring();
+    }
+
+    /// Puts control's clock so many seconds before that of this machine.
+    pub(crate) fn shift_clock(&self, seconds: i64) {
+        self.lock().clock_shift = seconds;
+    }
+
+    /// Control's clock.
+    pub(crate) fn time(&self) -> Timestamp {
+        self.lock().time()
     }
 
     pub(crate) fn set_policy(&self, policy: Policy) {
@@ -55,10 +96,12 @@ impl Tailnet {
         self.lock().registry.nodes().collect()
     }
 
-    pub(crate) fn register(&self, machine: MachinePublic, request: &RegisterRequest) -> RegisterResponse {
+    /// `None`: a person has yet to log in; ask again when something changed.
+    pub(crate) fn register(&self, machine: MachinePublic, request: &RegisterRequest) -> Option<RegisterResponse> {
         let mut state = self.lock();
+        let time = state.time();
         let State { registry, keys, .. } = &mut *state;
-        let registered = registry.register(Instant::now(), unix_time(), machine, request, keys);
+        let registered = registry.register(Instant::now(), time, machine, request, keys);
         drop(state);
         if registered.changed {
             self.ring();
@@ -79,12 +122,14 @@ impl Tailnet {
     /// What a node may know now; `None` when it is gone.
     pub(crate) fn view(&self, id: NodeId) -> Option<View> {
         let state = self.lock();
-        View::new(id, &state.registry, &state.policy, &state.derp_map)
+        View::new(id, &state.registry, &state.policy, &state.derp_map, state.lock.as_ref())
     }
 
     /// Marks a node online for as long as the stream lives.
     pub(crate) fn open_stream(&self, id: NodeId) -> OpenStream<'_> {
         let stream = self.lock().registry.handle_stream_opened(id);
+        // What waited was for an earlier stream.
+        self.conduct.take_queued(id);
         self.ring();
         OpenStream { tailnet: self, id, stream }
     }
@@ -112,7 +157,8 @@ impl Tailnet {
         }
     }
 
-    fn ring(&self) {
+    /// Lets everybody look for what is new.
+    pub(crate) fn ring(&self) {
         self.changed.send_replace(());
     }
 
@@ -138,16 +184,19 @@ impl OpenStream<'_> {
 
 impl Drop for OpenStream<'_> {
     fn drop(&mut self) {
-        let closed =
-            self.tailnet.lock().registry.handle_stream_closed(Instant::now(), unix_time(), self.id, self.stream);
+        let mut state = self.tailnet.lock();
+        let time = state.time();
+        let closed = state.registry.handle_stream_closed(Instant::now(), time, self.id, self.stream);
+        drop(state);
         if closed {
             self.tailnet.ring();
         }
     }
 }
 
-/// The time of day, for what nodes are told.
-pub(crate) fn unix_time() -> Timestamp {
-    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Timestamp::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX))
+impl State {
+    fn time(&self) -> Timestamp {
+        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Timestamp::from_unix(i64::try_from(seconds).unwrap_or(i64::MAX).saturating_add(self.clock_shift))
+    }
 }

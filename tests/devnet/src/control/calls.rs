@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::map_stream;
 use super::ts2021::{Client, NoiseStream};
 use crate::error::ConnectionError;
+use crate::misbehaviour::{Answer, Call, Misbehaviour, PingAnswer};
 use crate::tailnet::Tailnet;
 
 /// The oldest capability version that is served, as in headscale 0.27.
@@ -45,7 +46,7 @@ pub(super) async fn serve(
         tasks.spawn(async move {
             let ended = tokio::select! {
                 () = cut.cancelled() => return,
-                ended = answer(request, respond, client, &tailnet) => ended,
+                ended = answer(request, respond, client, &tailnet, &cut) => ended,
             };
             if let Err(error) = ended {
                 tracing::debug!(machine = ?client.machine, %error, "devnet control: call ended");
@@ -60,37 +61,96 @@ async fn answer(
     mut respond: SendResponse<Bytes>,
     client: Client,
     tailnet: &Tailnet,
+    cut: &CancellationToken,
 ) -> Result<(), ConnectionError> {
     let (head, body) = request.into_parts();
     let path = head.uri.path();
     tracing::debug!(machine = ?client.machine, version = client.version, %path, "devnet control: call");
     let body = tokio::time::timeout(PATIENCE, read(body)).await??;
-    let outcome = match (&head.method, path) {
-        (&Method::POST, "/machine/register") => register(&body, client, tailnet),
-        (&Method::POST, "/machine/map") => match decode::<MapRequest>(&body, |request| request.version) {
-            Ok(request) => return map_stream::answer(respond, &request, client.machine, tailnet).await,
-            Err(refusal) => Err(refusal),
-        },
-        _ => Err((StatusCode::NOT_FOUND, format!("a devnet doesn't serve {path}"))),
-    };
-    match outcome {
-        Ok(json) => {
-            let response = Response::builder().header("content-type", "application/json").body(()).unwrap_or_default();
-            send(&mut respond.send_response(response, false)?, json.into(), true).await
+    let call = match (&head.method, path) {
+        (&Method::POST, "/machine/register") => Call::Register,
+        (&Method::POST, "/machine/map") => kind_of_map(&body),
+        (method, path) if path.starts_with("/machine/ping/") => {
+            let pong = PingAnswer { method: method.to_string(), body: body.to_vec() };
+            let awaited = tailnet.conduct().handle_ping_answer(path, pong);
+            let status = if awaited { StatusCode::OK } else { StatusCode::NOT_FOUND };
+            return refuse(&mut respond, status, String::new()).await;
         }
-        Err((status, text)) => refuse(&mut respond, status, text).await,
+        _ => return refuse(&mut respond, StatusCode::NOT_FOUND, format!("a devnet doesn't serve {path}")).await,
+    };
+    let conduct = tailnet.conduct();
+    conduct.record(call, client.machine, client.version, &body);
+    match conduct.next(call) {
+        None => {}
+        Some(Misbehaviour::Delay(pause)) => tokio::time::sleep(pause).await,
+        Some(Misbehaviour::Answer(answer)) => return send_answer(&mut respond, answer).await,
+        Some(Misbehaviour::Silence) => {
+            gone(&mut respond).await;
+            return Ok(());
+        }
+        Some(Misbehaviour::Cut) => {
+            cut.cancel();
+            return Ok(());
+        }
+        Some(Misbehaviour::LoseAnswer) => {
+            take_in(call, &body, client, tailnet);
+            cut.cancel();
+            return Ok(());
+        }
+    }
+    let refusal = match call {
+        Call::Register => match decode::<RegisterRequest>(&body, |request| request.version) {
+            Ok(request) => return register(respond, &request, client, tailnet).await,
+            Err(refusal) => refusal,
+        },
+        _ => match decode::<MapRequest>(&body, |request| request.version) {
+            Ok(request) => return map_stream::answer(respond, &request, client.machine, tailnet).await,
+            Err(refusal) => refusal,
+        },
+    };
+    refuse(&mut respond, refusal.0, refusal.1).await
+}
+
+/// Does what a call asks for, without an answer.
+fn take_in(call: Call, body: &[u8], client: Client, tailnet: &Tailnet) {
+    if call == Call::Register {
+        if let Ok(request) = decode::<RegisterRequest>(body, |request| request.version) {
+            tailnet.register(client.machine, &request);
+        }
+    } else if let Ok(request) = decode::<MapRequest>(body, |request| request.version) {
+        map_stream::take_in(&request, client.machine, tailnet);
     }
 }
 
-type Refusal = (StatusCode, String);
+/// A map request that makes no sense counts as one for a netmap.
+fn kind_of_map(body: &[u8]) -> Call {
+    let request = serde_json::from_slice::<MapRequest>(body).unwrap_or_default();
+    if request.omit_peers && !request.stream { Call::Update } else { Call::Map }
+}
 
-fn register(body: &[u8], client: Client, tailnet: &Tailnet) -> Result<Vec<u8>, Refusal> {
-    let request = decode::<RegisterRequest>(body, |request| request.version)?;
-    let response = tailnet.register(client.machine, &request);
+/// Answers a registration. The end of a person's login is waited for, as long as the client does.
+async fn register(
+    mut respond: SendResponse<Bytes>,
+    request: &RegisterRequest,
+    client: Client,
+    tailnet: &Tailnet,
+) -> Result<(), ConnectionError> {
+    let mut changed = tailnet.subscribe();
+    let response = loop {
+        if let Some(response) = tailnet.register(client.machine, request) {
+            break response;
+        }
+        tokio::select! {
+            _ = changed.changed() => {}
+            () = gone(&mut respond) => return Ok(()),
+        }
+    };
     let (machine, node, error) = (client.machine, request.node_key, &response.error);
     tracing::debug!(?machine, ?node, error, "devnet control: registered");
-    serde_json::to_vec(&response).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))
+    send_answer(&mut respond, Answer::json(&serde_json::to_value(&response)?)).await
 }
+
+type Refusal = (StatusCode, String);
 
 fn decode<T: DeserializeOwned>(body: &[u8], version: impl Fn(&T) -> u16) -> Result<T, Refusal> {
     let request = serde_json::from_slice(body)
@@ -104,15 +164,27 @@ fn decode<T: DeserializeOwned>(body: &[u8], version: impl Fn(&T) -> u16) -> Resu
     }
 }
 
-/// Answers with an error's status and its text.
+/// Answers with a status and a text.
 pub(super) async fn refuse(
     respond: &mut SendResponse<Bytes>,
     status: StatusCode,
     text: String,
 ) -> Result<(), ConnectionError> {
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    send(&mut respond.send_response(response, false)?, text.into(), true).await
+    send_answer(respond, Answer::text(status.as_u16(), &text)).await
+}
+
+async fn send_answer(respond: &mut SendResponse<Bytes>, answer: Answer) -> Result<(), ConnectionError> {
+    let mut response = Response::builder().status(answer.status);
+    for (name, value) in &answer.headers {
+        response = response.header(name, value);
+    }
+    let response = response.body(()).map_err(ConnectionError::Answer)?;
+    send(&mut respond.send_response(response, false)?, answer.body.into(), true).await
+}
+
+/// Waits until the client gives the call up, or its connection is gone.
+async fn gone(respond: &mut SendResponse<Bytes>) {
+    let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
 }
 
 async fn read(mut body: RecvStream) -> Result<BytesMut, ConnectionError> {

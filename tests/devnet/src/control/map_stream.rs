@@ -9,11 +9,13 @@ use http::{Response, StatusCode};
 use nixtail_proto::key::MachinePublic;
 use nixtail_proto::tailcfg::{MapRequest, MapResponse, NodeId};
 use rand::RngExt as _;
+use serde::Serialize;
 
 use super::calls::{refuse, send};
 use super::zstd;
 use crate::error::ConnectionError;
-use crate::tailnet::{Tailnet, unix_time};
+use crate::netmap::View;
+use crate::tailnet::Tailnet;
 
 /// From which capability version on a streaming request changes nothing that control knows of the node: Tailscale's
 /// own server heeds only lite updates then (`tailcfg.MapRequest.Stream`).
@@ -33,9 +35,7 @@ pub(super) async fn answer(
     let Some(id) = tailnet.find(machine, request.node_key) else {
         return refuse(&mut respond, StatusCode::NOT_FOUND, "node not found".to_owned()).await;
     };
-    if !request.stream || request.version < READ_ONLY_STREAMS {
-        tailnet.update(id, request);
-    }
+    take_in(request, machine, tailnet);
     let body = respond.send_response(Response::new(()), false)?;
     let mut messages = Messages { body, compress: request.compress == "zstd" };
     if request.stream {
@@ -43,9 +43,18 @@ pub(super) async fn answer(
     } else {
         if !request.omit_peers {
             let Some(view) = tailnet.view(id) else { return Ok(()) };
-            messages.send(&view.first(unix_time())).await?;
+            messages.send(&view.first(tailnet.time())).await?;
         }
         messages.end().await
+    }
+}
+
+/// Takes over what a map request tells of its node.
+pub(super) fn take_in(request: &MapRequest, machine: MachinePublic, tailnet: &Tailnet) {
+    if !request.stream || request.version < READ_ONLY_STREAMS {
+        if let Some(id) = tailnet.find(machine, request.node_key) {
+            tailnet.update(id, request);
+        }
     }
 }
 
@@ -58,18 +67,33 @@ async fn stream(
 ) -> Result<(), ConnectionError> {
     let mut changed = tailnet.subscribe();
     let stream = tailnet.open_stream(id);
-    let mut told = None;
+    let conduct = tailnet.conduct();
+    let mut told: Option<View> = None;
     loop {
-        let view = tailnet.view(id).filter(|_| stream.is_newest());
-        let Some(view) = view else { return messages.end().await };
-        let message = match &told {
-            None => Some(view.first(unix_time())),
-            Some(told) => view.changes(told),
-        };
-        if let Some(message) = message {
-            messages.send(&message).await?;
+        if !conduct.is_silent() {
+            let view = tailnet.view(id).filter(|_| stream.is_newest());
+            let Some(view) = view else { return messages.end().await };
+            match &told {
+                None => {
+                    let first = view.first(tailnet.time());
+                    match conduct.edit_first_map(id, &first) {
+                        Some(edited) => messages.send(&edited?).await?,
+                        None => messages.send(&first).await?,
+                    }
+                    told = Some(view);
+                }
+                Some(_) if conduct.holds_changes() => {}
+                Some(before) => {
+                    if let Some(message) = view.changes(before) {
+                        messages.send(&message).await?;
+                    }
+                    told = Some(view);
+                }
+            }
+            for message in conduct.take_queued(id) {
+                messages.send(&message).await?;
+            }
         }
-        told = Some(view);
 
         loop {
             let pause = Duration::from_secs(rand::rngs::StdRng::random_range(&mut rng()?, KEEP_ALIVE));
@@ -77,8 +101,9 @@ async fn stream(
                 _ = changed.changed() => break,
                 () = messages.reset() => return Err(ConnectionError::Closed),
                 () = tokio::time::sleep(pause) => {
-                    if keep_alive {
-                        messages.send(&MapResponse { keep_alive: true, ..Default::default() }).await?;
+                    if keep_alive && !conduct.is_silent() {
+                        let control_time = Some(tailnet.time());
+                        messages.send(&MapResponse { keep_alive: true, control_time, ..Default::default() }).await?;
                     }
                 }
             }
@@ -99,7 +124,7 @@ struct Messages {
 }
 
 impl Messages {
-    async fn send(&mut self, message: &MapResponse) -> Result<(), ConnectionError> {
+    async fn send(&mut self, message: &impl Serialize) -> Result<(), ConnectionError> {
         let json = serde_json::to_vec(message)?;
         let payload = if self.compress { zstd::frame(&json) } else { json };
         let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);

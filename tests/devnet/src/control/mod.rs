@@ -7,6 +7,7 @@ mod map_stream;
 mod ts2021;
 mod zstd;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use nixtail_proto::key::MachinePrivate;
@@ -17,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::error::ConnectionError;
 use crate::http1;
+use crate::misbehaviour::{Call, Misbehaviour};
 use crate::tailnet::Tailnet;
 
 /// Most connections at a time; a node has one, and one for `/key` at its start.
@@ -25,7 +27,8 @@ const MAX_CONNECTIONS: usize = 1024;
 /// What its connections share.
 pub(crate) struct Control {
     tailnet: Arc<Tailnet>,
-    key: MachinePrivate,
+    key: Mutex<Arc<MachinePrivate>>,
+    early_payload: AtomicBool,
     tasks: TaskTracker,
     stop: CancellationToken,
     /// Cancelled, and replaced, to cut all connections of the moment.
@@ -35,7 +38,23 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn new(tailnet: Arc<Tailnet>, key: MachinePrivate, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let cut = Mutex::new(stop.child_token());
-        Self { tailnet, key, tasks, stop, cut }
+        Self { tailnet, key: Mutex::new(Arc::new(key)), early_payload: AtomicBool::new(true), tasks, stop, cut }
+    }
+
+    /// Sends the early payload, or doesn't.
+    pub(crate) fn send_early_payload(&self, on: bool) {
+        self.early_payload.store(on, Ordering::Relaxed);
+    }
+
+    /// Makes another key; the error is why the system gives no randomness.
+    pub(crate) fn rotate_key(&self) -> Result<(), String> {
+        let key = MachinePrivate::generate(&mut crate::random::rng()?);
+        *self.key.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(key);
+        Ok(())
+    }
+
+    fn key(&self) -> Arc<MachinePrivate> {
+        Arc::clone(&self.key.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Cuts every connection there is; new ones are let in.
@@ -62,7 +81,7 @@ impl Control {
                 }
             };
             let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-            let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            let cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner).child_token();
             let control = Arc::clone(&self);
             self.tasks.spawn(async move {
                 let ended = tokio::select! {
@@ -81,9 +100,24 @@ impl Control {
         // Map messages are small and waited for.
         stream.set_nodelay(true)?;
         let request = http1::Request::read(&mut stream).await?;
+        let call = match (request.method.as_str(), request.path()) {
+            ("GET", "/key") => Some(Call::Key),
+            // Go's WebSocket clients GET it.
+            (_, "/ts2021") => Some(Call::Upgrade),
+            _ => None,
+        };
+        match call.and_then(|call| self.tailnet.conduct().next(call)) {
+            None => {}
+            Some(Misbehaviour::Delay(pause)) => tokio::time::sleep(pause).await,
+            Some(Misbehaviour::Answer(answer)) => return http1::send(&mut stream, &answer).await,
+            Some(Misbehaviour::Silence) => return http1::until_closed(&mut stream).await,
+            // Nothing has happened here before an answer, so there is none to be lost.
+            Some(Misbehaviour::Cut | Misbehaviour::LoseAnswer) => return Ok(()),
+        }
         match (request.method.as_str(), request.path()) {
             ("GET", "/key") => self.answer_key(&mut stream, &request).await,
-            ("POST", "/ts2021") => match ts2021::accept(stream, &request, &self.key).await? {
+            ("GET", path) if path.starts_with("/login/") => self.finish_login(&mut stream, path).await,
+            ("POST", "/ts2021") => match ts2021::accept(stream, &request, &self.key(), self.early_payload()).await? {
                 Some((stream, client)) => calls::serve(stream, client, &self.tailnet, &self.tasks, &cut).await,
                 None => Ok(()),
             },
@@ -94,6 +128,19 @@ impl Control {
         }
     }
 
+    /// A person opened the URL of a login: on a devnet that is all there is to it.
+    async fn finish_login(&self, stream: &mut TcpStream, path: &str) -> Result<(), ConnectionError> {
+        let url = format!("http://{}{path}", stream.local_addr()?);
+        if self.tailnet.administer(|registry, _| registry.finish_login(&url, None)) {
+            return http1::answer(stream, "200 OK", "text/plain", "The node is logged in.\n").await;
+        }
+        http1::answer(stream, "404 Not Found", "text/plain", "No node waits for this login.\n").await
+    }
+
+    fn early_payload(&self) -> bool {
+        self.early_payload.load(Ordering::Relaxed)
+    }
+
     /// `GET /key?v=`: the server's public key.
     async fn answer_key(&self, stream: &mut TcpStream, request: &http1::Request) -> Result<(), ConnectionError> {
         if request.query("v").is_none_or(|version| version.parse::<u16>().is_err()) {
@@ -101,7 +148,7 @@ impl Control {
             return http1::answer(stream, "400 Bad Request", "text/plain", text).await;
         }
         let none = nixtail_proto::key::MachinePublic::default();
-        let keys = serde_json::json!({ "legacyPublicKey": none, "publicKey": self.key.public() });
+        let keys = serde_json::json!({ "legacyPublicKey": none, "publicKey": self.key().public() });
         http1::answer(stream, "200 OK", "application/json", &keys.to_string()).await
     }
 }

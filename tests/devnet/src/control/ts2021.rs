@@ -32,6 +32,7 @@ pub(super) async fn accept(
     mut stream: TcpStream,
     request: &http1::Request,
     key: &MachinePrivate,
+    early_payload: bool,
 ) -> Result<Option<(NoiseStream, Client)>, ConnectionError> {
     let asked = request.header("upgrade").is_some_and(|protocol| protocol.eq_ignore_ascii_case(PROTOCOL));
     let initiation = request.header("x-tailscale-handshake").and_then(|text| BASE64_STANDARD.decode(text).ok());
@@ -55,10 +56,12 @@ pub(super) async fn accept(
         }
     };
     let noise::Records { mut sealer, mut opener } = accepted.records;
-    let mut early = Vec::new();
-    noise::write_early_payload(challenge(&mut rng).as_bytes(), &mut early);
     let mut answer = accepted.response.to_vec();
-    sealer.seal(&early, &mut answer)?;
+    if early_payload {
+        let mut early = Vec::new();
+        noise::write_early_payload(challenge(&mut rng).as_bytes(), &mut early);
+        sealer.seal(&early, &mut answer)?;
+    }
     http1::write(&mut stream, &answer).await?;
 
     let mut opened = Vec::new();

@@ -1,9 +1,9 @@
 use nixtail_proto::key::DiscoPublic;
 use nixtail_proto::secret::Secret;
-use nixtail_proto::tailcfg::{Hostinfo, NetInfo, RegisterAuth};
+use nixtail_proto::tailcfg::{Hostinfo, NetInfo, RegisterAuth, RegisterRequest, RegisterResponse};
 
 use super::*;
-use crate::auth_key::AuthKeyOptions;
+use crate::auth_key::{AuthKeyOptions, AuthKeys};
 
 const GRACE: Duration = Duration::from_secs(30);
 const TIME: Timestamp = Timestamp::from_unix(1_700_000_000);
@@ -16,14 +16,20 @@ struct Setup {
 
 impl Setup {
     fn new() -> Self {
-        Self { registry: Registry::new(GRACE), keys: AuthKeys::default(), now: Instant::now() }
+        let registry = Registry::new(GRACE, "http://control".to_owned());
+        Self { registry, keys: AuthKeys::default(), now: Instant::now() }
     }
 
     fn key(&mut self, n: u8, options: AuthKeyOptions) -> Secret {
         self.keys.add(self.now, [n; 16], options).unwrap()
     }
 
-    fn register(&mut self, machine: u8, request: &RegisterRequest) -> Registered {
+    fn register(&mut self, machine: u8, request: &RegisterRequest) -> Answered {
+        let registered = self.ask(machine, request);
+        Answered { response: registered.response.expect("an answer at once"), changed: registered.changed }
+    }
+
+    fn ask(&mut self, machine: u8, request: &RegisterRequest) -> admission::Registered {
         self.registry.register(self.now, TIME, machine_key(machine), request, &mut self.keys)
     }
 
@@ -32,6 +38,11 @@ impl Setup {
         assert_eq!(nodes.len(), 1);
         nodes[0].0.clone()
     }
+}
+
+struct Answered {
+    response: RegisterResponse,
+    changed: bool,
 }
 
 fn machine_key(n: u8) -> MachinePublic {
@@ -68,8 +79,6 @@ fn names_collide_and_addresses_do_not() {
     assert_eq!(names, ["my-host.tail.devnet.", "my-host-1.tail.devnet.", "my-host-2.tail.devnet."]);
     assert_eq!(nodes[2].addresses[0].to_string(), "100.64.0.3/32");
     assert_eq!(nodes[2].addresses[1].to_string(), "fd7a:115c:a1e0::3/128");
-    assert_eq!(hostname("-é-"), "node");
-    assert_eq!(hostname(&"a".repeat(100)).len(), MAX_HOSTNAME);
 }
 
 #[test]
@@ -165,4 +174,77 @@ fn updates_change_what_peers_see() {
     assert_eq!((node.name.as_str(), node.home_region()), ("b.tail.devnet.", Some(900)));
     assert_eq!(setup.registry.find(machine_key(1), node_key(1)), Some(id));
     assert_eq!(setup.registry.find(machine_key(2), node_key(1)), None);
+}
+
+#[test]
+fn an_expired_key_is_not_let_in_again_and_costs_no_auth_key() {
+    let mut setup = Setup::new();
+    let once = setup.key(1, AuthKeyOptions::default());
+    setup.register(1, &request(1, Some(&once), "a"));
+    let id = setup.only().id;
+    let fresh = setup.key(2, AuthKeyOptions::default());
+    assert!(setup.registry.set_key_expiry(TIME, id, Timestamp::from_unix(TIME.unix() + 1)).is_some());
+    assert!(!setup.only().expired && setup.register(1, &request(1, None, "a")).response.machine_authorized);
+    setup.registry.set_key_expiry(TIME, id, TIME);
+    assert!(setup.only().expired && setup.register(1, &request(1, Some(&fresh), "a")).response.node_key_expired);
+    let rotation = RegisterRequest { old_node_key: node_key(1), ..request(2, Some(&fresh), "a") };
+    assert!(setup.register(1, &rotation).response.machine_authorized);
+    assert_eq!((setup.only().id, setup.only().expired), (id, false));
+}
+
+#[test]
+fn machines_wait_for_approval_and_are_alone_until_then() {
+    let mut setup = Setup::new();
+    let (plain, trusted) =
+        (setup.key(1, reusable()), setup.key(2, AuthKeyOptions { preauthorized: true, ..reusable() }));
+    setup.registry.require_approval(true);
+    assert!(!setup.register(1, &request(1, Some(&plain), "a")).response.machine_authorized);
+    let id = setup.only().id;
+    assert!(setup.registry.subject(id).is_none() && setup.registry.subjects().count() == 0);
+    assert!(setup.register(2, &request(2, Some(&trusted), "b")).response.machine_authorized);
+    assert_eq!(setup.registry.subjects().count(), 1);
+    assert!(setup.registry.approve(id).is_some() && setup.registry.approve(7).is_none());
+    assert_eq!(setup.registry.subjects().count(), 2);
+    assert!(setup.register(1, &request(1, None, "a")).response.machine_authorized);
+}
+
+#[test]
+fn a_person_logs_in_at_a_url() {
+    let mut setup = Setup::new();
+    setup.registry.set_login_policy(LoginPolicy::Held);
+    let url = setup.register(1, &request(1, None, "a")).response.auth_url;
+    assert!(url.starts_with("http://control/login/"), "{url}");
+    assert_eq!(setup.register(1, &request(1, None, "a")).response.auth_url, url, "the same login");
+    let follow = |url: &str| RegisterRequest { followup: url.to_owned(), ..request(1, None, "a") };
+    assert!(setup.ask(1, &follow(&url)).response.is_none(), "it waits");
+    setup.registry.set_login_policy(LoginPolicy::Polled);
+    assert_eq!(setup.register(1, &follow(&url)).response.auth_url, url);
+
+    let other = setup.registry.replace_login(&url).unwrap();
+    assert_eq!(setup.register(1, &follow(&url)).response.auth_url, other);
+    assert!(!setup.registry.finish_login(&url, None) && setup.registry.waiting_logins() == [other.clone()]);
+    assert!(setup.registry.finish_login(&other, Some("not you")));
+    assert!(setup.register(1, &follow(&other)).response.error.ends_with("not you"));
+
+    let again = setup.register(1, &request(1, None, "a")).response.auth_url;
+    assert!(setup.registry.finish_login(&again, None));
+    assert!(setup.register(1, &follow(&again)).response.machine_authorized);
+    assert_eq!(setup.only().key, node_key(1));
+    assert!(setup.registry.waiting_logins().is_empty());
+    // Its answer may have been lost.
+    assert!(setup.register(1, &follow(&again)).response.machine_authorized);
+}
+
+#[test]
+fn a_crowd_fills_netmaps_and_nothing_else() {
+    let mut setup = Setup::new();
+    let crowd = Crowd { count: 10_000, home_region: 900, ..Crowd::default() };
+    let ids = setup.registry.add_crowd(TIME, &crowd).unwrap();
+    assert_eq!((ids.len(), setup.registry.subjects().count(), setup.registry.nodes().count()), (10_000, 10_000, 0));
+    let last = setup.registry.node(ids[9_999]).unwrap();
+    assert_eq!((last.name.as_str(), last.home_region()), ("crowd-10000.tail.devnet.", Some(900)));
+    setup.registry.change_made_up(ids[0], |node| node.online = Some(false)).unwrap();
+    assert_eq!(setup.registry.node(ids[0]).unwrap().online, Some(false));
+    assert!(setup.registry.remove_made_up(ids[0]).is_some() && setup.registry.node(ids[0]).is_none());
+    assert!(setup.registry.add_crowd(TIME, &Crowd { count: 60_000, ..Crowd::default() }).is_none());
 }
