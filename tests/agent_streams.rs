@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nixtail::agent::{Agent, Config, DialError, JOIN_DEADLINE, LEAVE_DEADLINE, PingKind};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Config as DevnetConfig, Devnet, Policy};
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -38,6 +39,7 @@ impl Net {
             port: 0,
             direct,
             derp,
+            proxies: Proxies::default(),
             join_deadline: JOIN_DEADLINE,
         };
         Agent::join(config).await.unwrap()

@@ -2,6 +2,7 @@
 
 mod lab;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lab::peers;
@@ -43,7 +44,8 @@ impl Client {
         let node_key = NodePrivate::generate(&mut StdRng::try_from_rng(&mut SysRng).expect("randomness"));
         let (sender, events) = mpsc::channel(64);
         let key = node_key.public();
-        let config = DerpConfig { region: region.clone(), node_key, home: true, connection: 5 };
+        let config =
+            DerpConfig { region: region.clone(), node_key, proxies: Arc::default(), home: true, connection: 5 };
         Self { key, connection: DerpConnection::spawn(config, sender), events }
     }
 

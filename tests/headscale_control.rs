@@ -12,6 +12,7 @@ use nixtail::agent::{Agent, Config, LEAVE_DEADLINE, State};
 use nixtail::auth::Credential;
 use nixtail::control::{Control, ControlConfig, ControlError, Update};
 use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate};
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::{EndpointType, NetInfo};
 use rand::rngs::StdRng;
 
@@ -32,6 +33,7 @@ fn config(headscale: &Headscale, name: &str, key: &str) -> ControlConfig {
         ssh_host_keys: vec![
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ+4dYfX5LEmU0pwyGG4Q4ErrIaFTKtUiZFTtqRT2hPb".to_owned(),
         ],
+        proxies: Proxies::default(),
         deadline: PATIENCE,
     }
 }
@@ -256,6 +258,7 @@ async fn a_node_that_may_not_come_back_has_no_peers_and_says_so() {
         port: 0,
         direct: true,
         derp: true,
+        proxies: Proxies::default(),
         join_deadline: PATIENCE,
     })
     .await

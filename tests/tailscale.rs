@@ -14,6 +14,7 @@ use lab::tailscaled::{Paths, Tailscaled};
 use lab::{PATIENCE, wait_for};
 use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE};
 use nixtail::auth::Credential;
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -276,6 +277,7 @@ fn config(net: &Net) -> Config {
         port: 0,
         direct: true,
         derp: true,
+        proxies: Proxies::default(),
         join_deadline: JOIN_DEADLINE,
     }
 }

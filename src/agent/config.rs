@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nixtail_proto::proxy::Proxies;
+
 use crate::auth::Credential;
 
 /// How long joining may take: a slow control plane and a slow relay together.
@@ -32,6 +34,9 @@ pub struct Config {
     pub direct: bool,
     /// Whether peers may be reached through relays. Off only in tests of the direct path.
     pub derp: bool,
+    /// The HTTP proxies that lead to control and to relays. [`Proxies::read`] takes them from the environment, where a
+    /// program has them from.
+    pub proxies: Proxies,
     /// How long joining may take.
     pub join_deadline: Duration,
 }

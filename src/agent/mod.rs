@@ -99,6 +99,7 @@ impl Agent {
             port: config.port,
             direct: config.direct,
             derp: config.derp,
+            proxies: config.proxies.clone(),
         })
         .await?;
         let login = Control::login(ControlConfig {
@@ -111,6 +112,7 @@ impl Agent {
             node_key: own_key,
             disco_key: own_disco_key,
             ssh_host_keys: config.ssh_host_keys,
+            proxies: config.proxies,
             deadline: config.join_deadline,
         });
         tokio::pin!(login);

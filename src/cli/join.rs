@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use nixtail_proto::proxy::Proxies;
+
 use crate::agent::{Config, JOIN_DEADLINE};
 use crate::auth::Credential;
 use crate::report::{Exit, Failure};
@@ -85,6 +87,7 @@ impl JoinArgs {
             port: self.port,
             direct: !self.no_direct,
             derp: !self.no_derp,
+            proxies: Proxies::read(|name| std::env::var(name).ok()),
             join_deadline: Duration::from_secs(self.timeout),
         })
     }

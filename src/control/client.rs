@@ -23,6 +23,8 @@ const MAX_ANSWER: usize = 1 << 20;
 const STREAM_WINDOW: u32 = 4 << 20;
 /// And in all streams together.
 const CONNECTION_WINDOW: u32 = 8 << 20;
+/// Bytes of an answer's headers at most.
+const MAX_HEADERS: u32 = 64 << 10;
 /// How long HTTP/2 may take to begin.
 const BEGIN_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -52,10 +54,13 @@ impl Client {
         node_key: NodePublic,
     ) -> Result<Self, ControlError> {
         let mut builder = h2::client::Builder::new();
-        builder.initial_window_size(STREAM_WINDOW).initial_connection_window_size(CONNECTION_WINDOW).enable_push(false);
-        let begun = tokio::time::timeout(BEGIN_TIMEOUT, builder.handshake(stream)).await;
-        let timeout = |_| ControlError::Timeout { server: server.authority(), what: "HTTP/2", after: BEGIN_TIMEOUT };
-        let (send, connection) = begun.map_err(timeout)??;
+        builder
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(MAX_HEADERS)
+            .enable_push(false);
+        let begun = async { builder.handshake(stream).await.map_err(ControlError::from) };
+        let (send, connection) = server.within("HTTP/2", BEGIN_TIMEOUT, begun).await?;
         let driver = tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "the connection to control ended");
@@ -75,7 +80,11 @@ impl Client {
         let body = serde_json::to_vec(json).map_err(|error| ControlError::protocol(&self.server.authority(), error))?;
         let asked = async {
             let mut response = self.open(Method::POST, path, body.into()).await?;
-            read_all(response.body_mut(), MAX_ANSWER).await
+            let answer = read_all(response.body_mut(), MAX_ANSWER).await?;
+            if answer.len() == MAX_ANSWER {
+                return Err(ControlError::protocol(&self.server.authority(), "its answer is too long"));
+            }
+            Ok(answer)
         };
         self.within(what, deadline, asked).await
     }
@@ -122,8 +131,7 @@ impl Client {
         after: Duration,
         future: impl Future<Output = Result<T, ControlError>>,
     ) -> Result<T, ControlError> {
-        let timeout = |_| Err(ControlError::Timeout { server: self.server.authority(), what, after });
-        tokio::time::timeout(after, future).await.unwrap_or_else(timeout)
+        self.server.within(what, after, future).await
     }
 
     /// Which server it leads to.
@@ -139,10 +147,103 @@ async fn read_all(body: &mut RecvStream, most: usize) -> Result<Vec<u8>, Control
         let chunk = chunk?;
         body.flow_control().release_capacity(chunk.len())?;
         all.extend_from_slice(&chunk);
-        if all.len() > most {
+        if all.len() >= most {
             all.truncate(most);
             break;
         }
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use nixtail_proto::key::NodePrivate;
+    use proptest::prelude::*;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+
+    use super::*;
+
+    const SHORT: Duration = Duration::from_millis(300);
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// What a request gives on a connection whose other end is `far`.
+    async fn ask<F: Future<Output = ()> + Send + 'static>(
+        deadline: Duration,
+        far: impl FnOnce(DuplexStream) -> F,
+    ) -> Result<Vec<u8>, ControlError> {
+        let (near, stream) = duplex(64 << 10);
+        let served = tokio::spawn(far(stream));
+        let asked = async {
+            let server = Arc::new(Server::parse("http://control.example").unwrap());
+            let key = NodePrivate::generate(&mut rand::make_rng::<StdRng>()).public();
+            let client = Client::begin(near, server, key).await?;
+            client.post("/machine/register", &serde_json::json!({}), "registration", deadline).await
+        };
+        let answer = tokio::time::timeout(PATIENCE, asked).await.expect("it ends");
+        served.abort();
+        answer
+    }
+
+    /// A server that answers the first request with this status and then for ever with pieces of a body.
+    async fn answer_without_end(stream: DuplexStream, status: u16, piece: usize, pause: Duration) {
+        let mut connection = h2::server::handshake(stream).await.unwrap();
+        let (_, mut respond) = connection.accept().await.unwrap().unwrap();
+        let mut body = respond.send_response(Response::builder().status(status).body(()).unwrap(), false).unwrap();
+        tokio::spawn(async move { while connection.accept().await.is_some() {} });
+        loop {
+            body.reserve_capacity(piece);
+            while body.capacity() == 0 {
+                if std::future::poll_fn(|cx| body.poll_capacity(cx)).await.is_none() {
+                    return;
+                }
+            }
+            let len = body.capacity().min(piece);
+            if body.send_data(vec![b' '; len].into(), false).is_err() {
+                return;
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_never_comes_is_named() {
+        let silent = |mut stream: DuplexStream| async move { drop(stream.read_to_end(&mut Vec::new()).await) };
+        let error = ask(SHORT, silent).await.unwrap_err();
+        assert!(matches!(error, ControlError::Timeout { what: "registration", .. }), "{error}");
+        let settings_only = |stream: DuplexStream| async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let _kept = connection.accept().await;
+            std::future::pending().await
+        };
+        let error = ask(SHORT, settings_only).await.unwrap_err();
+        assert!(matches!(error, ControlError::Timeout { what: "registration", .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_never_ends_is_cut_off() {
+        let flood = |stream| answer_without_end(stream, 200, 16 << 10, Duration::ZERO);
+        let error = ask(PATIENCE, flood).await.unwrap_err();
+        assert!(error.to_string().contains("too long"), "{error}");
+        let refusal = |stream| answer_without_end(stream, 401, 16 << 10, Duration::ZERO);
+        assert!(ask(PATIENCE, refusal).await.unwrap_err().is_refusal());
+        let trickle = |stream| answer_without_end(stream, 200, 1, Duration::from_millis(10));
+        let error = ask(SHORT, trickle).await.unwrap_err();
+        assert!(matches!(error, ControlError::Timeout { what: "registration", .. }), "{error}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// What isn't HTTP/2, or only at first, ends the connection with an error.
+        #[test]
+        fn any_bytes_end_in_an_error(bytes in prop::collection::vec(any::<u8>(), 0..600), has_settings: bool) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let answer = runtime.block_on(ask(PATIENCE, move |mut stream| async move {
+                if has_settings {
+                    let _ = stream.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await;
+                }
+                let _ = stream.write_all(&bytes).await;
+            }));
+            prop_assert!(answer.is_err());
+        }
+    }
 }

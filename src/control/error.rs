@@ -6,6 +6,8 @@ use std::time::Duration;
 use nixtail_proto::control::{AnswerError, FrameError, MapError, printable};
 use nixtail_proto::noise::NoiseError;
 
+use crate::net::connect::ProxyFailure;
+
 /// What went wrong with control. Each says what failed, why, and what to do next; texts from control are bounded and
 /// hold no control characters.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,25 @@ pub enum ControlError {
         server: String,
         /// What reading them gave.
         source: rustls::Error,
+    },
+    /// The proxy that the environment names doesn't lead there.
+    #[error("control at {server} can't be reached: {failure}")]
+    Proxy {
+        /// Which server.
+        server: String,
+        /// What the proxy did.
+        failure: ProxyFailure,
+    },
+    /// Control took the connection and broke the handshake off, or somebody else has its address.
+    #[error(
+        "control at {server} didn't complete the handshake: {why}; its key has changed, something between changes the \
+         traffic, or it is too new for this version of nixtail"
+    )]
+    Handshake {
+        /// Which server.
+        server: String,
+        /// How it ended.
+        why: String,
     },
     /// What answers isn't a control server, or a broken one.
     #[error("{server} doesn't answer like a control server: {why}; check that the URL is the one of the login server")]
@@ -103,6 +124,11 @@ impl ControlError {
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Url { .. } | Self::NoAuthorities { .. })
+            || matches!(self, Self::Proxy { failure: ProxyFailure::Variable(_), .. })
+    }
+
+    pub(super) fn handshake(server: &str, why: impl std::fmt::Display) -> Self {
+        Self::Handshake { server: server.to_owned(), why: printable(why.to_string().as_bytes()) }
     }
 
     pub(super) fn protocol(server: &str, why: impl std::fmt::Display) -> Self {

@@ -4,12 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nixtail_proto::control::{RegisterOutcome, printable, register_outcome};
-use nixtail_proto::key::MachinePublic;
 use nixtail_proto::tailcfg::{CAPABILITY_VERSION, RegisterAuth, RegisterRequest, RegisterResponse, Timestamp};
 
 use super::client::Client;
 use super::description::Description;
-use super::dial::dial;
+use super::dial::Dialler;
 use super::server::Server;
 use super::{ControlConfig, ControlError};
 use crate::auth::Credential;
@@ -23,26 +22,25 @@ const LOGGED_OUT: Timestamp = Timestamp::from_unix(123);
 pub(super) struct Login {
     pub(super) config: ControlConfig,
     server: Arc<Server>,
-    /// Control's key, once it is known. Forgotten when a connection fails: it may have changed.
-    key: Option<MachinePublic>,
+    dialler: Dialler,
 }
 
 impl Login {
     pub(super) fn new(config: ControlConfig) -> Result<Self, ControlError> {
         let server = Arc::new(Server::parse(&config.url)?);
-        Ok(Self { config, server, key: None })
+        let dialler = Dialler::new(Arc::clone(&server), config.proxies.clone());
+        Ok(Self { config, server, dialler })
     }
 
     /// Opens a connection.
     pub(super) async fn connect(&mut self) -> Result<Client, ControlError> {
-        let key = match self.key.take() {
-            Some(key) => key,
-            None => self.server.fetch_key().await?,
-        };
-        let stream = dial(&self.server, &self.config.machine_key, &key).await?;
-        let client = Client::begin(stream, Arc::clone(&self.server), self.config.node_key).await?;
-        self.key = Some(key);
-        Ok(client)
+        let connection = self.dialler.dial(&self.config.machine_key).await?;
+        Client::begin(connection, Arc::clone(&self.server), self.config.node_key).await
+    }
+
+    /// What is being done, or was when nothing more came.
+    pub(super) fn step(&self) -> &'static str {
+        self.server.step()
     }
 
     /// Registers our node key, with the credential that there is.

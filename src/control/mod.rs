@@ -20,6 +20,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nixtail_proto::control::{AnswerError, Backoff, MapSession};
 use nixtail_proto::key::{DiscoPublic, MachinePrivate, NodePublic};
 use nixtail_proto::netmap::Netmap;
+use nixtail_proto::proxy::Proxies;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -27,6 +28,7 @@ use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Credential;
+pub use crate::net::connect::ProxyFailure;
 use client::Client;
 use description::Description;
 pub use description::Update;
@@ -57,6 +59,8 @@ pub struct ControlConfig {
     pub disco_key: DiscoPublic,
     /// SSH host keys, as lines of an authorized_keys file. Not empty means that SSH is served.
     pub ssh_host_keys: Vec<String>,
+    /// The proxies that lead out of here.
+    pub proxies: Proxies,
     /// How long [`Control::login`] tries.
     pub deadline: Duration,
 }
@@ -99,7 +103,7 @@ impl Control {
                 Ok(Err(error)) => error,
                 Err(_) => {
                     let (server, after) = (login.config.url.clone(), login.config.deadline);
-                    return Err(ControlError::Timeout { server, what: "logging in", after });
+                    return Err(ControlError::Timeout { server, what: login.step(), after });
                 }
             };
             let wait = wait_after(&error, &mut backoff);

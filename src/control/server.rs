@@ -1,20 +1,21 @@
 //! The control server: its URL and its key.
 
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nixtail_proto::key::MachinePublic;
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::CAPABILITY_VERSION;
 use reqwest::Url;
-use reqwest::redirect::Policy;
 use serde::Deserialize;
 
 use super::ControlError;
-use crate::net::tls::{self, Trust};
+use crate::net::http::{HttpClient, HttpError, Limits, Redirects};
 
-/// How long control may take to tell its key.
-const KEY_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long one step on the way to control may take: a connection, TLS, an upgrade, a handshake.
+const STEP_PATIENCE: Duration = Duration::from_secs(10);
+/// How long control may take to tell its key: all of those steps, and an answer.
+const KEY_PATIENCE: Duration = Duration::from_secs(15);
 /// Bytes of that answer at most, as in Go.
 const MAX_KEY_ANSWER: usize = 64 << 10;
 /// Redirects followed on the way to it.
@@ -27,7 +28,14 @@ pub(super) struct Server {
     pub(super) is_https: bool,
     /// The port, if one was named that isn't the scheme's own.
     pub(super) explicit_port: Option<u16>,
+    /// The ports of https and of http where none was named. Others in tests.
+    pub(super) standard_ports: (u16, u16),
+    /// How long one step on the way there may take. Less in tests.
+    pub(super) patience: Duration,
+    pub(super) key_patience: Duration,
     url: Url,
+    /// What is being done, for when it never ends. Shared by all that talk to this server.
+    step: Arc<Mutex<&'static str>>,
 }
 
 impl Server {
@@ -43,7 +51,16 @@ impl Server {
         if !url.username().is_empty() || url.password().is_some() {
             return Err(error("it has a user name or password in it"));
         }
-        Ok(Self { host, is_https, explicit_port: url.port(), url })
+        Ok(Self {
+            host,
+            is_https,
+            explicit_port: url.port(),
+            standard_ports: (443, 80),
+            patience: STEP_PATIENCE,
+            key_patience: KEY_PATIENCE,
+            url,
+            step: Arc::new(Mutex::new("connecting")),
+        })
     }
 
     /// `host[:port]`, as in a `Host` header.
@@ -59,52 +76,59 @@ impl Server {
         self.host.trim_matches(['[', ']'])
     }
 
+    /// Gives a step this long and no longer, and remembers its name.
+    pub(super) async fn within<T>(
+        &self,
+        step: &'static str,
+        after: Duration,
+        work: impl Future<Output = Result<T, ControlError>>,
+    ) -> Result<T, ControlError> {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner) = step;
+        let timeout = |_| Err(ControlError::Timeout { server: self.authority(), what: step, after });
+        tokio::time::timeout(after, work).await.unwrap_or_else(timeout)
+    }
+
+    /// The step that was begun last.
+    pub(super) fn step(&self) -> &'static str {
+        *self.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// That the network failed in a step.
+    pub(super) fn network(&self, what: &'static str, source: std::io::Error) -> ControlError {
+        ControlError::Network { server: self.authority(), what, source }
+    }
+
     /// Asks control for its key, over TLS that is verified, or over plain HTTP if that is what the user named.
-    pub(super) async fn fetch_key(&self) -> Result<MachinePublic, ControlError> {
-        tls::install_provider();
+    pub(super) async fn fetch_key(&self, proxies: &Proxies) -> Result<MachinePublic, ControlError> {
         let server = self.authority();
-        let mut client = reqwest::Client::builder()
-            .timeout(KEY_TIMEOUT)
-            .https_only(self.is_https)
-            .redirect(Policy::limited(MAX_REDIRECTS));
-        client = match tls::client_config(Trust::System) {
-            Ok(config) => client.tls_backend_preconfigured(Arc::unwrap_or_clone(config)),
-            // A machine without authorities, such as a bare container, can log in where no TLS is spoken.
-            Err(_) if !self.is_https => client.tls_certs_only([]),
-            Err(source) => return Err(ControlError::NoAuthorities { server, source }),
-        };
-        // A proxy of the outside world doesn't know our loopback.
-        if self.bare_host() == "localhost" || self.bare_host().parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback()) {
-            client = client.no_proxy();
-        }
-        let network = |error: reqwest::Error| {
-            let what = "asking for its key";
-            if error.is_timeout() {
-                return ControlError::Timeout { server: self.authority(), what, after: KEY_TIMEOUT };
-            }
-            let source = std::io::Error::other(causes(&error.without_url()));
-            ControlError::Network { server: self.authority(), what, source }
-        };
         let mut url = self.url.clone();
         url.set_path("/key");
         url.set_query(Some(&format!("v={CAPABILITY_VERSION}")));
-        let mut response = client.build().map_err(network)?.get(url).send().await.map_err(network)?;
-        let status = response.status();
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(network)? {
-            body.extend_from_slice(&chunk);
-            if body.len() > MAX_KEY_ANSWER {
-                return Err(ControlError::protocol(&server, "its answer to /key is too long"));
-            }
+        let answer = async {
+            let client = HttpClient::new(&self.url, Redirects::Followed(MAX_REDIRECTS), proxies)?;
+            client.send(client.get(url), Limits { deadline: self.key_patience, body: MAX_KEY_ANSWER }).await
+        };
+        let answer = async { answer.await.map_err(|error| self.key_error(error)) };
+        let answer = self.within("asking for its key", self.key_patience, answer).await?;
+        if !answer.is_success() {
+            return Err(ControlError::protocol(&server, format!("/key answered HTTP {}", answer.status)));
         }
-        if !status.is_success() {
-            return Err(ControlError::protocol(&server, format!("/key answered HTTP {status}")));
-        }
-        serde_json::from_slice::<KeyAnswer>(&body)
+        serde_json::from_slice::<KeyAnswer>(&answer.body)
             .map(|answer| answer.public_key)
             .ok()
             .filter(|key| !key.is_zero())
             .ok_or_else(|| ControlError::protocol(&server, "/key tells no machine key"))
+    }
+
+    fn key_error(&self, error: HttpError) -> ControlError {
+        let (server, what) = (self.authority(), "asking for its key");
+        match error {
+            HttpError::Timeout(after) => ControlError::Timeout { server, what, after },
+            HttpError::TooLong(_) => ControlError::protocol(&server, "its answer to /key is too long"),
+            HttpError::NoAuthorities(source) => ControlError::NoAuthorities { server, source },
+            HttpError::Proxy(error) => ControlError::Proxy { server, failure: error.into() },
+            HttpError::Network(text) => ControlError::Network { server, what, source: std::io::Error::other(text) },
+        }
     }
 }
 
@@ -113,17 +137,6 @@ struct KeyAnswer {
     /// Not `legacyPublicKey`, which is of a protocol long gone.
     #[serde(rename = "publicKey")]
     public_key: MachinePublic,
-}
-
-/// An error with what caused it, on one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

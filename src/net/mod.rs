@@ -1,7 +1,9 @@
 //! Where packets meet the operating system: UDP sockets, DERP connections, and the thread that owns them.
 
+pub(crate) mod connect;
 pub(crate) mod dataplane;
 pub mod derp;
+pub(crate) mod http;
 pub(crate) mod interfaces;
 pub(crate) mod pipe;
 pub(crate) mod socket;

@@ -1,6 +1,6 @@
 //! TLS for everything that nixtail dials: one crypto provider, and whose certificates are believed.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -36,8 +36,8 @@ pub(crate) fn install_provider() {
 pub(crate) fn client_config(trust: Trust) -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier: Arc<dyn ServerCertVerifier> = match trust {
-        Trust::System => Arc::new(Verifier::new(Arc::clone(&provider))?),
-        Trust::SystemAs(name) => Arc::new(NamedVerifier { system: Verifier::new(Arc::clone(&provider))?, name }),
+        Trust::System => system_verifier(&provider)?,
+        Trust::SystemAs(name) => Arc::new(NamedVerifier { system: system_verifier(&provider)?, name }),
         Trust::Pin(digest) => Arc::new(LeafVerifier::new(Some(digest), &provider)),
         Trust::Anybody => Arc::new(LeafVerifier::new(None, &provider)),
     };
@@ -49,10 +49,20 @@ pub(crate) fn client_config(trust: Trust) -> Result<Arc<ClientConfig>, rustls::E
     Ok(Arc::new(config))
 }
 
+/// The system's authorities, read and parsed once in the life of the process: that takes longer than a handshake.
+fn system_verifier(provider: &Arc<CryptoProvider>) -> Result<Arc<Verifier>, rustls::Error> {
+    static VERIFIER: OnceLock<Arc<Verifier>> = OnceLock::new();
+    if let Some(verifier) = VERIFIER.get() {
+        return Ok(Arc::clone(verifier));
+    }
+    let verifier = Arc::new(Verifier::new(Arc::clone(provider))?);
+    Ok(Arc::clone(VERIFIER.get_or_init(|| verifier)))
+}
+
 /// The system's verifier, asked for another name than the one dialled.
 #[derive(Debug)]
 struct NamedVerifier {
-    system: Verifier,
+    system: Arc<Verifier>,
     name: ServerName<'static>,
 }
 

@@ -1,203 +1,159 @@
-//! Dialling control: TCP, perhaps TLS, an HTTP upgrade that carries the handshake, and then ts2021
+//! Dialling control: its key, a connection to it, straight or through a proxy, perhaps TLS, and then ts2021
 //! (`control/controlhttp/client.go`).
+//!
+//! The key and the connection are had at the same time: the key is needed only when TCP and TLS are through, which saves two
+//! round trips at the start. Each step has a deadline and a name.
 
-use std::future::Future;
-use std::io;
+mod race;
+mod upgrade;
+
+use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
-use futures::future::{Either, select};
-use futures::pin_mut;
+use futures::future::try_join;
 use nixtail_proto::key::{MachinePrivate, MachinePublic};
-use nixtail_proto::noise::{HandshakeProgress, Initiator, Records};
-use nixtail_proto::tailcfg::CAPABILITY_VERSION;
-use rand::rngs::StdRng;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use nixtail_proto::proxy::{Proxies, Scheme};
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::ControlError;
 use super::server::Server;
 use super::stream::NoiseStream;
-use crate::net::tls::{self, Trust};
+use crate::net::connect::{Transport, connect_host, connect_through, start_tls};
+use crate::net::tls::Trust;
+use race::race;
 
-/// How long all of it may take.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(15);
-/// Bytes of the upgrade's response header at most.
-const MAX_HEADER: usize = 8 << 10;
-/// Headers of it at most.
-const MAX_HEADERS: usize = 64;
-const PROTOCOL: &str = "tailscale-control-protocol";
-const READ: usize = 4096;
+/// Where a connection over plain HTTP lasted no longer than this, something on the way may be meddling with it…
+const MEDDLED: Duration = Duration::from_secs(120);
+/// …and then TLS gets this lead, as long as that may take on a good network.
+const TLS_LEAD: Duration = Duration::from_secs(3);
 
-/// What a connection runs over.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+/// A connection to control, ready for HTTP/2.
+pub(super) type Connection = NoiseStream<Box<dyn Transport>>;
 
-/// Connects to control whose key is `key`.
-///
-/// With `https://` and no port, TLS on 443 and plain on 80 are raced: ts2021 needs no TLS, and each is blocked
-/// somewhere. A port that the user named is the only one tried.
-pub(super) async fn dial(
-    server: &Server,
-    machine: &MachinePrivate,
-    key: &MachinePublic,
-) -> Result<NoiseStream<Box<dyn Transport>>, ControlError> {
-    let attempt = |port, is_tls| attempt(server, machine, key, port, is_tls);
-    let dialled = async {
-        match (server.is_https, server.explicit_port) {
-            (false, port) => attempt(port.unwrap_or(80), false).await,
-            (true, Some(port)) => attempt(port, true).await,
-            (true, None) => first_good(attempt(443, true), attempt(80, false)).await,
-        }
-    };
-    tokio::time::timeout(DIAL_TIMEOUT, dialled).await.unwrap_or_else(|_| {
-        Err(ControlError::Timeout { server: server.authority(), what: "connecting", after: DIAL_TIMEOUT })
-    })
+/// Opens connections to control, and remembers what helps with the next one.
+pub(super) struct Dialler {
+    server: Arc<Server>,
+    proxies: Proxies,
+    /// Control's key. Forgotten when a handshake fails with it: it may have changed.
+    key: Option<MachinePublic>,
+    /// When the last connection was opened, if that went over plain HTTP though TLS would have done as well.
+    last_plain: Option<Instant>,
 }
 
-/// The first that works; if none does, the error of `one`.
-async fn first_good<T, E>(
-    one: impl Future<Output = Result<T, E>>,
-    other: impl Future<Output = Result<T, E>>,
-) -> Result<T, E> {
-    pin_mut!(one, other);
-    match select(one, other).await {
-        Either::Left((Ok(done), _)) | Either::Right((Ok(done), _)) => Ok(done),
-        Either::Left((Err(error), other)) => other.await.map_err(|_| error),
-        Either::Right((Err(_), one)) => one.await,
-    }
-}
-
-async fn attempt(
-    server: &Server,
-    machine: &MachinePrivate,
-    key: &MachinePublic,
-    port: u16,
+/// A connection and how it came about.
+struct Dialled {
+    connection: Connection,
     is_tls: bool,
-) -> Result<NoiseStream<Box<dyn Transport>>, ControlError> {
-    let network = |what| move |source| ControlError::Network { server: server.authority(), what, source };
-    let tcp = TcpStream::connect((server.bare_host(), port)).await.map_err(network("connecting"))?;
-    tcp.set_nodelay(true).map_err(network("connecting"))?;
-    let mut transport: Box<dyn Transport> = if is_tls {
-        // Middleboxes that break TLS open are tolerated here: the handshake inside proves that it is control.
-        let config = tls::client_config(Trust::Anybody).map_err(|error| network("TLS")(io::Error::other(error)))?;
-        let name = ServerName::try_from(server.bare_host().to_owned())
-            .map_err(|error| network("TLS")(io::Error::other(error)))?;
-        Box::new(TlsConnector::from(config).connect(name, tcp).await.map_err(network("TLS"))?)
-    } else {
-        Box::new(tcp)
-    };
-    let (initiator, initiation) = Initiator::new(CAPABILITY_VERSION, machine, key, &mut rand::make_rng::<StdRng>())?;
-    let request = format!(
-        "POST /ts2021 HTTP/1.1\r\nHost: {}\r\nUpgrade: {PROTOCOL}\r\nConnection: upgrade\r\n\
-         X-Tailscale-Handshake: {}\r\nContent-Length: 0\r\n\r\n",
-        server.authority(),
-        STANDARD.encode(initiation)
-    );
-    transport.write_all(request.as_bytes()).await.map_err(network("asking for an upgrade"))?;
-    transport.flush().await.map_err(network("asking for an upgrade"))?;
-    let rest = read_upgrade(server, &mut transport).await?;
-    let records = shake_hands(server, &mut transport, initiator, rest).await?;
-    NoiseStream::new(transport, records).map_err(ControlError::from)
 }
 
-/// Reads the answer to the upgrade. What comes back are the bytes behind it: they belong to the stream.
-async fn read_upgrade(server: &Server, transport: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, ControlError> {
-    let protocol = |why: String| ControlError::protocol(&server.authority(), why);
-    let mut head = Vec::with_capacity(READ);
-    loop {
-        let got = transport.read_buf(&mut head).await;
-        let got = got.map_err(|source| ControlError::Network {
-            server: server.authority(),
-            what: "waiting for the upgrade",
-            source,
-        })?;
-        if got == 0 {
-            return Err(protocol("it closed the connection instead of upgrading it".to_owned()));
-        }
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        match response.parse(&head) {
-            Ok(httparse::Status::Complete(len)) => {
-                let code = response.code.unwrap_or_default();
-                let upgrade = response.headers.iter().find(|header| header.name.eq_ignore_ascii_case("upgrade"));
-                let is_right = upgrade.is_some_and(|header| header.value.eq_ignore_ascii_case(PROTOCOL.as_bytes()));
-                if code != 101 || !is_right {
-                    return Err(protocol(format!("it answered the upgrade with HTTP {code}")));
-                }
-                return Ok(head.split_off(len));
-            }
-            Ok(httparse::Status::Partial) if head.len() <= MAX_HEADER => {}
-            Ok(httparse::Status::Partial) => return Err(protocol("its header is too long".to_owned())),
-            Err(error) => return Err(protocol(error.to_string())),
-        }
+impl Dialler {
+    pub(super) fn new(server: Arc<Server>, proxies: Proxies) -> Self {
+        Self { server, proxies, key: None, last_plain: None }
     }
-}
 
-async fn shake_hands(
-    server: &Server,
-    transport: &mut (impl AsyncRead + Unpin),
-    mut initiator: Initiator,
-    mut bytes: Vec<u8>,
-) -> Result<Records, ControlError> {
-    loop {
-        match initiator.handle_bytes(&bytes)? {
-            HandshakeProgress::Done(records) => return Ok(records),
-            HandshakeProgress::Waiting(waiting) => initiator = waiting,
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// What failed, by its step. A key that was fetched earlier and doesn't work any more is fetched anew first.
+    pub(super) async fn dial(&mut self, machine: &MachinePrivate) -> Result<Connection, ControlError> {
+        let error = match self.dial_with(machine, self.key).await {
+            Ok(connection) => return Ok(connection),
+            Err(error @ ControlError::Handshake { .. }) => error,
+            Err(error) => return Err(error),
+        };
+        // One that was fetched just now is the right one, and something else is wrong.
+        let Some(old) = self.key.take() else { return Err(error) };
+        let new = self.server.fetch_key(&self.proxies).await?;
+        if new == old {
+            return Err(error);
         }
-        bytes.clear();
-        bytes.reserve(READ);
-        let got = transport.read_buf(&mut bytes).await;
-        let got =
-            got.map_err(|source| ControlError::Network { server: server.authority(), what: "the handshake", source })?;
-        if got == 0 {
-            // How a server that can't open our initiation ends it: it has another key now, or wants a newer client.
-            let why = "it broke the handshake off: its key has changed, or this version is too old for it";
-            return Err(ControlError::protocol(&server.authority(), why));
+        tracing::info!("control has another key now");
+        self.dial_with(machine, Some(new)).await
+    }
+
+    /// With `https://` and no port, TLS on 443 and plain HTTP on 80 are raced: ts2021 needs no TLS, and each is blocked
+    /// somewhere. A port that the user named is the only one tried.
+    async fn dial_with(
+        &mut self,
+        machine: &MachinePrivate,
+        key: Option<MachinePublic>,
+    ) -> Result<Connection, ControlError> {
+        let was_meddled_with = self.last_plain.is_some_and(|at| at.elapsed() < MEDDLED);
+        let (learn, learned) = watch::channel(key);
+        let fetched = async {
+            let key = match key {
+                Some(key) => key,
+                None => self.server.fetch_key(&self.proxies).await?,
+            };
+            learn.send_replace(Some(key));
+            Ok(key)
+        };
+        let attempt = |port, is_tls| self.attempt(machine, learned.clone(), port, is_tls);
+        let (https_port, http_port) = self.server.standard_ports;
+        let dialled = async {
+            match (self.server.is_https, self.server.explicit_port) {
+                (false, port) => attempt(port.unwrap_or(http_port), false).await,
+                (true, Some(port)) => attempt(port, true).await,
+                (true, None) => {
+                    let lead = if was_meddled_with { TLS_LEAD } else { Duration::ZERO };
+                    race(attempt(https_port, true), attempt(http_port, false), lead).await
+                }
+            }
+        };
+        let (key, Dialled { connection, is_tls }) = try_join(fetched, dialled).await?;
+        self.key = Some(key);
+        self.last_plain = (self.server.is_https && !is_tls).then(Instant::now);
+        Ok(connection)
+    }
+
+    async fn attempt(
+        &self,
+        machine: &MachinePrivate,
+        mut key: watch::Receiver<Option<MachinePublic>>,
+        port: u16,
+        is_tls: bool,
+    ) -> Result<Dialled, ControlError> {
+        let server = &self.server;
+        let transport = self.connect(port, is_tls).await?;
+        let known = key.wait_for(Option::is_some).await.ok().and_then(|key| *key);
+        let Some(key) = known else {
+            // There is none, and whoever looked for it says so.
+            return std::future::pending().await;
+        };
+        let connection = upgrade::upgrade(server, transport, machine, &key).await?;
+        Ok(Dialled { connection, is_tls })
+    }
+
+    /// TCP, perhaps through a proxy, and perhaps TLS over it.
+    async fn connect(&self, port: u16, is_tls: bool) -> Result<Box<dyn Transport>, ControlError> {
+        let (server, host) = (&self.server, self.server.bare_host());
+        // By how the user named control, and not by the port: port 80 mustn't go round a proxy that is there for 443.
+        let scheme = if server.is_https { Scheme::Https } else { Scheme::Http };
+        let proxied = |failure| ControlError::Proxy { server: server.authority(), failure };
+        let proxy = self.proxies.find(scheme, host, port).map_err(|error| proxied(error.into()))?;
+        let tcp: Box<dyn Transport> = match proxy {
+            Some(proxy) => {
+                let connected = async { connect_through(proxy, host, port).await.map_err(proxied) };
+                server.within("connecting through the proxy", server.patience, connected).await?
+            }
+            None => {
+                let network = |source| server.network("connecting", source);
+                let connected = async { connect_host(host, port).await.map_err(network) };
+                Box::new(server.within("connecting", server.patience, connected).await?)
+            }
+        };
+        if !is_tls {
+            return Ok(tcp);
         }
+        // Middleboxes that break TLS open are tolerated here: the handshake inside proves that it is control.
+        let secured = async {
+            let tls = start_tls(tcp, host, Trust::Anybody).await.map_err(|source| server.network("TLS", source))?;
+            Ok(Box::new(tls) as Box<dyn Transport>)
+        };
+        server.within("TLS", server.patience, secured).await
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn upgrade(answer: &[u8]) -> Result<Vec<u8>, ControlError> {
-        let server = Server::parse("http://x").unwrap();
-        let mut answer = answer;
-        read_upgrade(&server, &mut answer).await
-    }
-
-    #[tokio::test]
-    async fn bytes_behind_the_upgrade_are_kept() {
-        let good = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: tailscale-control-protocol\r\nConnection: upgrade\r\n\r\n\x02\0\x30rest";
-        assert_eq!(upgrade(good).await.unwrap(), b"\x02\0\x30rest");
-    }
-
-    #[tokio::test]
-    async fn other_answers_are_refused() {
-        let long = [b"HTTP/1.1 101 x\r\nx: ".to_vec(), vec![b'y'; MAX_HEADER + READ]].concat();
-        for answer in [
-            &b""[..],
-            b"HTTP/1.1 200 OK\r\n\r\n",
-            b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\n\r\n",
-            b"HTTP/1.1 101 x\r\n",
-            b"\x16\x03\x01",
-            &long,
-        ] {
-            assert!(matches!(upgrade(answer).await, Err(ControlError::Protocol { .. })));
-        }
-    }
-
-    #[tokio::test]
-    async fn the_first_good_attempt_wins() {
-        let good = |n: u8| async move { Ok::<_, u8>(n) };
-        let bad = |n: u8| async move { Err::<u8, _>(n) };
-        assert_eq!(first_good(bad(1), good(2)).await, Ok(2));
-        assert_eq!(first_good(good(1), bad(2)).await, Ok(1));
-        assert_eq!(first_good(bad(1), bad(2)).await, Err(1));
-    }
-}
+mod tests;

@@ -91,7 +91,7 @@ impl Driver {
             node: Node::new(config, Instant::now(), rng),
             sockets,
             streams: Streams::new(),
-            relays: Relays::new(setup.node_key, outer),
+            relays: Relays::new(setup.node_key, setup.proxies, outer),
             pings: HashMap::new(),
             facts,
             direct: setup.direct,

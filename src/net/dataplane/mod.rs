@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nixtail_proto::key::{DiscoPrivate, NodePrivate};
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::{EndpointType, NetInfo, RegionId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,8 @@ pub(crate) struct Setup {
     pub(crate) direct: bool,
     /// Whether relays may be used. Off only in tests of the direct path.
     pub(crate) derp: bool,
+    /// The proxies that lead to relays.
+    pub(crate) proxies: Proxies,
 }
 
 /// What the dataplane knows that control and the agent want to know.

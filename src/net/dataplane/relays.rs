@@ -9,6 +9,7 @@ use futures::future::join_all;
 use nixtail_proto::key::{NodePrivate, NodePublic};
 use nixtail_proto::netmap::{DerpRegions, Netmap};
 use nixtail_proto::node::Node;
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::RegionId;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
@@ -23,6 +24,7 @@ pub(super) type RelayInput = DerpEvent;
 
 pub(super) struct Relays {
     node_key: NodePrivate,
+    proxies: Arc<Proxies>,
     outer: Handle,
     regions: Arc<DerpRegions>,
     home: Option<RegionId>,
@@ -40,10 +42,11 @@ struct Active {
 }
 
 impl Relays {
-    pub(super) fn new(node_key: NodePrivate, outer: Handle) -> Self {
+    pub(super) fn new(node_key: NodePrivate, proxies: Proxies, outer: Handle) -> Self {
+        let proxies = Arc::new(proxies);
         let (events, inbox) = mpsc::channel(INBOX);
         let (connections, regions) = (HashMap::new(), Arc::default());
-        Self { node_key, outer, regions, home: None, connections, last_number: 0, inbox, events }
+        Self { node_key, proxies, outer, regions, home: None, connections, last_number: 0, inbox, events }
     }
 
     pub(super) fn handle_map(&mut self, netmap: &Netmap) {
@@ -70,6 +73,7 @@ impl Relays {
         let config = DerpConfig {
             region: derp.clone(),
             node_key: self.node_key.clone(),
+            proxies: Arc::clone(&self.proxies),
             home: self.home == Some(region),
             connection: self.last_number,
         };

@@ -2,26 +2,24 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
 use std::time::Duration;
 
-use futures::future::{Either, select};
 use nixtail_proto::derp::{ClientInfo, Decoder, DerpError, Frame, ServerInfo};
+use nixtail_proto::http_head::HeadReader;
 use nixtail_proto::key::{NodePrivate, NodePublic};
+use nixtail_proto::proxy::{Proxies, Scheme};
 use nixtail_proto::relay::{Address, Target};
 use nixtail_proto::tailcfg::{DerpNode, DerpRegion};
 use rand::SeedableRng as _;
 use rand::rngs::{StdRng, SysRng};
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{sleep, timeout};
-use tokio_rustls::TlsConnector;
+use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
 use super::DerpFailure;
 use super::trust::trust;
-use crate::net::tls::client_config;
+use crate::net::connect::{ProxyFailure, Transport, connect, connect_through, start_tls};
 
 /// How long the whole way in may take, over all relays of the region.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
@@ -30,27 +28,28 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How long TLS, upgrade and greetings with one relay may take: a few round trips, and the relay may ask control about
 /// us. Less than [`DIAL_TIMEOUT`], so that a relay that hangs isn't the last one tried.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// By how much IPv6 is tried later where there is IPv4.
-const SECOND_FAMILY_DELAY: Duration = Duration::from_millis(200);
-/// The longest HTTP answer that is read.
-const MAX_HTTP_LEN: usize = 8 << 10;
-/// How many headers an HTTP answer may have.
-const MAX_HTTP_HEADERS: usize = 64;
 /// How much is read at once: some two dozen packets.
 pub(super) const READ_LEN: usize = 32 << 10;
 
+/// TLS with a relay, over TCP or through a proxy.
+pub(super) type Stream = TlsStream<Box<dyn Transport>>;
+
 /// A connection that the relay took, and what was read from it beyond the greetings.
 pub(super) struct Dialled {
-    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) stream: Stream,
     pub(super) decoder: Decoder,
 }
 
 /// Dials the region's relays in their order until one takes us.
-pub(super) async fn dial(region: &DerpRegion, node_key: &NodePrivate) -> Result<Dialled, DerpFailure> {
+pub(super) async fn dial(
+    region: &DerpRegion,
+    node_key: &NodePrivate,
+    proxies: &Proxies,
+) -> Result<Dialled, DerpFailure> {
     let every = async {
         let mut failure = DerpFailure::NoRelay;
         for (node, target) in region.nodes.iter().filter_map(|node| Some((node, Target::derp(node)?))) {
-            match dial_node(region, node, target, node_key).await {
+            match dial_node(region, node, target, node_key, proxies).await {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => failure = error,
             }
@@ -65,11 +64,23 @@ async fn dial_node(
     node: &DerpNode,
     target: Target,
     node_key: &NodePrivate,
+    proxies: &Proxies,
 ) -> Result<Dialled, DerpFailure> {
-    let tcp = timeout(CONNECT_TIMEOUT, connect(node, target));
-    let tcp = tcp.await.unwrap_or(Err(DerpFailure::TooSlow { step: "answering over TCP" }))?;
+    let proxy = proxies.find(Scheme::Https, &node.host_name, target.port).map_err(ProxyFailure::from)?;
+    let transport: Box<dyn Transport> = match proxy {
+        // It looks names up, so the map's addresses don't matter.
+        Some(proxy) => {
+            let step = || DerpFailure::TooSlow { step: "connecting through the proxy" };
+            let connected = timeout(GREETING_TIMEOUT, connect_through(proxy, &node.host_name, target.port));
+            connected.await.map_err(|_| step())??
+        }
+        None => {
+            let step = || DerpFailure::TooSlow { step: "answering over TCP" };
+            Box::new(timeout(CONNECT_TIMEOUT, connect_node(node, target)).await.map_err(|_| step())??)
+        }
+    };
     let greet = async {
-        let mut stream = start_tls(node, tcp).await?;
+        let mut stream = secure(node, transport).await?;
         let mut decoder = Decoder::new();
         upgrade(region, node, target.port, &mut stream, decoder.unread()).await?;
         greet(node_key, &mut stream, &mut decoder).await?;
@@ -78,40 +89,14 @@ async fn dial_node(
     timeout(GREETING_TIMEOUT, greet).await.unwrap_or(Err(DerpFailure::TooSlow { step: "TLS and its greeting" }))
 }
 
-/// A TCP connection over the family that answers first, IPv4 having a lead.
-async fn connect(node: &DerpNode, target: Target) -> Result<TcpStream, DerpFailure> {
-    let (ipv4, ipv6) = addresses(node, target).await?;
-    let second_delay = if ipv4.is_empty() { Duration::ZERO } else { SECOND_FAMILY_DELAY };
-    let first = pin!(connect_any(&ipv4));
-    let second = pin!(async {
-        sleep(second_delay).await;
-        connect_any(&ipv6).await
-    });
-    let stream = match select(first, second).await {
-        Either::Left((Ok(stream), _)) | Either::Right((Ok(stream), _)) => Ok(stream),
-        // Of two failures the lead's is told, if there was one.
-        Either::Left((Err(error), second)) => second.await.map_err(|other| if ipv4.is_empty() { other } else { error }),
-        Either::Right((Err(_), first)) => first.await,
-    };
-    let stream = stream.map_err(|source| DerpFailure::Connect { host: shown(&node.host_name), source })?;
-    // Frames are written whole; waiting for more would only delay them.
-    stream.set_nodelay(true)?;
-    Ok(stream)
+/// A TCP connection to the first of the relay's addresses that answers.
+async fn connect_node(node: &DerpNode, target: Target) -> Result<TcpStream, DerpFailure> {
+    let stream = connect(&addresses(node, target).await?).await;
+    stream.map_err(|source| DerpFailure::Connect { host: shown(&node.host_name), source })
 }
 
-async fn connect_any(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(stream) => return Ok(stream),
-            Err(error) => failure = error,
-        }
-    }
-    Err(failure)
-}
-
-/// The relay's addresses of each family, looked up where the map doesn't say them.
-async fn addresses(node: &DerpNode, target: Target) -> Result<(Vec<SocketAddr>, Vec<SocketAddr>), DerpFailure> {
+/// The relay's addresses, looked up where the map doesn't say them.
+async fn addresses(node: &DerpNode, target: Target) -> Result<Vec<SocketAddr>, DerpFailure> {
     let mut found = Vec::new();
     if target.ipv4 == Address::Lookup || target.ipv6 == Address::Lookup {
         match tokio::net::lookup_host((node.host_name.as_str(), target.port)).await {
@@ -127,17 +112,15 @@ async fn addresses(node: &DerpNode, target: Target) -> Result<(Vec<SocketAddr>, 
         Address::Lookup => found.iter().copied().filter(matches).collect(),
         Address::Off => Vec::new(),
     };
-    Ok((of_family(target.ipv4, SocketAddr::is_ipv4), of_family(target.ipv6, SocketAddr::is_ipv6)))
+    let mut addresses = of_family(target.ipv4, SocketAddr::is_ipv4);
+    addresses.extend(of_family(target.ipv6, SocketAddr::is_ipv6));
+    Ok(addresses)
 }
 
-async fn start_tls(node: &DerpNode, tcp: TcpStream) -> Result<TlsStream<TcpStream>, DerpFailure> {
+async fn secure(node: &DerpNode, transport: Box<dyn Transport>) -> Result<Stream, DerpFailure> {
     let failed = |source| DerpFailure::Tls { host: shown(&node.host_name), source };
     let trust = trust(node).ok_or_else(|| failed(io::Error::other("the DERP map's CertName is no name and no pin")))?;
-    // Loading the system's roots reads files.
-    let config = tokio::task::spawn_blocking(move || client_config(trust)).await.map_err(io::Error::other)?;
-    let config = config.map_err(|error| failed(io::Error::other(error)))?;
-    let name = ServerName::try_from(node.host_name.clone()).map_err(|error| failed(io::Error::other(error)))?;
-    TlsConnector::from(config).connect(name, tcp).await.map_err(failed)
+    start_tls(transport, &node.host_name, trust).await.map_err(failed)
 }
 
 /// Asks for DERP over HTTP. What comes behind the answer stays in `unread`.
@@ -145,23 +128,23 @@ async fn upgrade(
     region: &DerpRegion,
     node: &DerpNode,
     port: u16,
-    stream: &mut TlsStream<TcpStream>,
+    stream: &mut Stream,
     unread: &mut Vec<u8>,
 ) -> Result<(), DerpFailure> {
     stream.write_all(request(region, node, port).as_bytes()).await?;
     stream.flush().await?;
     let refused = |status| DerpFailure::Upgrade { host: shown(&node.host_name), status };
+    let (mut reader, mut bytes) = (HeadReader::default(), Vec::new());
     loop {
-        let mut headers = [httparse::EMPTY_HEADER; MAX_HTTP_HEADERS];
-        let mut response = httparse::Response::new(&mut headers);
-        match response.parse(unread).map_err(|_| refused(0))? {
-            httparse::Status::Complete(length) if response.code == Some(101) => {
-                unread.drain(..length);
+        bytes.clear();
+        read_more(stream, &mut bytes).await?;
+        match reader.handle_bytes(&bytes).map_err(|_| refused(0))? {
+            Some((head, rest)) if head.status == 101 => {
+                unread.extend_from_slice(&rest);
                 return Ok(());
             }
-            httparse::Status::Complete(_) => return Err(refused(response.code.unwrap_or(0))),
-            httparse::Status::Partial if unread.len() > MAX_HTTP_LEN => return Err(refused(0)),
-            httparse::Status::Partial => read_more(stream, unread).await?,
+            Some((head, _)) => return Err(refused(head.status)),
+            None => {}
         }
     }
 }
@@ -189,11 +172,7 @@ fn request(region: &DerpRegion, node: &DerpNode, port: u16) -> String {
 }
 
 /// The relay's key, who we are, and the relay's proof that it has that key.
-async fn greet(
-    node_key: &NodePrivate,
-    stream: &mut TlsStream<TcpStream>,
-    decoder: &mut Decoder,
-) -> Result<(), DerpFailure> {
+async fn greet(node_key: &NodePrivate, stream: &mut Stream, decoder: &mut Decoder) -> Result<(), DerpFailure> {
     let server = loop {
         match decoder.next_frame()? {
             Some(Frame::ServerKey(key)) => break key,
@@ -224,7 +203,7 @@ fn client_info(node_key: &NodePrivate, server: &NodePublic) -> Result<Vec<u8>, D
     Ok(frame)
 }
 
-async fn read_more(stream: &mut TlsStream<TcpStream>, unread: &mut Vec<u8>) -> Result<(), DerpFailure> {
+async fn read_more(stream: &mut Stream, unread: &mut Vec<u8>) -> Result<(), DerpFailure> {
     unread.reserve(READ_LEN);
     match stream.read_buf(unread).await? {
         0 => Err(DerpFailure::Closed),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use nixtail_proto::derp::{DerpError, MAX_PACKET_LEN, PeerGoneReason};
 use nixtail_proto::key::{NodePrivate, NodePublic};
 use nixtail_proto::packet::PacketBatch;
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::{DerpRegion, RegionId};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,6 +22,8 @@ mod session;
 mod trust;
 
 use outbound::Outbound;
+
+pub use crate::net::connect::ProxyFailure;
 
 /// How long [`DerpConnection::close`] waits for the task to say goodbye, before it ends it.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -85,6 +88,9 @@ pub enum DerpFailure {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The proxy that the environment names doesn't lead to the relay.
+    #[error(transparent)]
+    Proxy(#[from] ProxyFailure),
     /// The relay isn't who the DERP map says, or speaks no TLS.
     #[error("TLS with the relay {host}: {source}; check its certificate against the DERP map")]
     Tls {
@@ -131,6 +137,8 @@ pub struct DerpConfig {
     pub region: DerpRegion,
     /// Who we are to the relay.
     pub node_key: NodePrivate,
+    /// The proxies that lead out of here.
+    pub proxies: Arc<Proxies>,
     /// Whether this is our home region.
     pub home: bool,
     /// A number that comes back in every event.

@@ -8,12 +8,10 @@ use nixtail_proto::key::NodePublic;
 use nixtail_proto::packet::PacketBatch;
 use nixtail_proto::tailcfg::RegionId;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_rustls::client::TlsStream;
 
-use super::dial::{Dialled, READ_LEN, dial};
+use super::dial::{Dialled, READ_LEN, Stream, dial};
 use super::outbound::Outbound;
 use super::{DerpConfig, DerpEvent, DerpEventKind, DerpFailure};
 
@@ -26,13 +24,11 @@ const INBOUND_PATIENCE: Duration = Duration::from_millis(100);
 /// How long TLS may take to say goodbye.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
-type Stream = TlsStream<TcpStream>;
-
 /// Dials, runs and reports, until the connection ends or is closed.
 pub(super) async fn run(config: DerpConfig, outbound: Arc<Outbound>, events: mpsc::Sender<DerpEvent>) {
     let reporter = Reporter { region: config.region.region_id, connection: config.connection, events };
     let life = async {
-        let Dialled { stream, mut decoder } = match dial(&config.region, &config.node_key).await {
+        let Dialled { stream, mut decoder } = match dial(&config.region, &config.node_key, &config.proxies).await {
             Ok(dialled) => dialled,
             Err(failure) => return reporter.report(DerpEventKind::Disconnected(failure)).await,
         };
