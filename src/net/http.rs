@@ -43,6 +43,7 @@ pub(crate) struct HttpAnswer {
     /// The status code.
     pub(crate) status: u16,
     /// The header `Retry-After`.
+    #[allow(dead_code, reason = "for the admin API's answers")]
     pub(crate) retry_after: Option<String>,
     /// The header `Content-Type`.
     #[allow(dead_code, reason = "for the admin API's answers")]
