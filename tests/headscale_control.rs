@@ -23,7 +23,7 @@ fn config(headscale: &Headscale, name: &str, key: &str) -> ControlConfig {
     let mut rng = rand::make_rng::<StdRng>();
     ControlConfig {
         url: headscale.url().to_owned(),
-        auth: Credential::find(Some(key), |_| None).unwrap(),
+        auth: Some(Credential::parse("key", key).unwrap()),
         hostname: name.to_owned(),
         tags: Vec::new(),
         ephemeral: true,
@@ -250,7 +250,7 @@ async fn a_node_that_may_not_come_back_has_no_peers_and_says_so() {
     let mut process = Nixtail::up(&cut.url(), &key_for_one(), "process", &[]);
     let agent = Agent::join(Config {
         login_server: cut.url(),
-        credential: Credential::find(Some(&key_for_one()), |_| None).unwrap().unwrap(),
+        credential: Credential::parse("key", &key_for_one()).unwrap(),
         hostname: "library".to_owned(),
         tags: Vec::new(),
         ephemeral: true,

@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod control;
+pub mod credential;
 pub mod derp;
 pub mod direct;
 pub mod disco;

@@ -1,4 +1,4 @@
-//! `--background`: the same command again, detached, with its key on a pipe.
+//! `--background`: the same command again, detached, with its credential on a pipe.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, Write};
@@ -6,19 +6,16 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use nixtail_proto::secret::Secret;
+use nixtail_proto::credential;
 
 use crate::auth::Credential;
 use crate::local::SocketPath;
 use crate::report::{Exit, Failure, plain};
 
-/// A key is a line.
-const MAX_KEY: u64 = 16 << 10;
+/// A credential with an id token is some KiB.
+const MAX_CREDENTIAL: u64 = 128 << 10;
 /// What of the background process' messages is shown when it fails.
 const SHOWN_LOG: u64 = 16 << 10;
-/// Where a child would find a key of its own.
-const KEY_VARIABLES: [&str; 3] = ["TS_AUTHKEY", "TS_AUTH_KEY", "TS_AUTHKEY_FILE"];
-
 /// Starts the background process and waits until it is ready or has failed.
 pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), Failure> {
     let failed = |action: &str, error: &std::io::Error| Failure::new(Exit::General, format!("{action}: {error}"));
@@ -31,15 +28,16 @@ pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), 
     let child_log = log.file.try_clone().map_err(|error| failed("the log can't be shared", &error))?;
     let mut command = Command::new(program);
     command.args(without_secrets(std::env::args_os().skip(1))).arg("--detached");
-    for name in KEY_VARIABLES {
+    for name in credential::variables() {
         command.env_remove(name);
     }
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(child_log);
     let mut child = command.spawn().map_err(|error| failed("the background process can't start", &error))?;
     if let Some(mut stdin) = child.stdin.take() {
+        let text = serde_json::to_vec(credential).map(zeroize::Zeroizing::new);
+        let text = text.map_err(|error| failed("the credential can't be handed over", &error.into()))?;
         // A child that is gone already is told of below, by its exit status.
-        let Credential::AuthKey(key) = credential;
-        let _ = stdin.write_all(key.expose().as_bytes());
+        let _ = stdin.write_all(&text);
     }
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
@@ -57,16 +55,16 @@ pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), 
     Err(Failure::new(exit_of(status.code()), format!("the background process ended before it was ready ({status})")))
 }
 
-/// In the background process: leaves the terminal's session and takes the key from the pipe.
+/// In the background process: leaves the terminal's session and takes the credential from the pipe.
 pub(super) fn receive() -> Result<Credential, Failure> {
     // Fails only for the leader of a group, which is detached already.
     let _ = rustix::process::setsid();
-    let mut key = zeroize::Zeroizing::new(String::new());
-    std::io::stdin()
-        .take(MAX_KEY)
-        .read_to_string(&mut key)
-        .map_err(|error| Failure::new(Exit::General, format!("the key can't be read from the pipe: {error}")))?;
-    Ok(Credential::AuthKey(Secret::new(key.to_string())))
+    let mut text = zeroize::Zeroizing::new(Vec::new());
+    let read = std::io::stdin().take(MAX_CREDENTIAL).read_to_end(&mut text);
+    let failed = |why: &str| Failure::new(Exit::General, format!("the credential can't be read from the pipe: {why}"));
+    read.map_err(|error| failed(&error.to_string()))?;
+    // Not its words: they may quote what they can't read.
+    serde_json::from_slice(&text).map_err(|_| failed("it isn't whole"))
 }
 
 /// Removes the log of a background process that ended well.

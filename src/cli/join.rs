@@ -5,7 +5,7 @@ use std::time::Duration;
 use nixtail_proto::proxy::Proxies;
 
 use crate::agent::{Config, JOIN_DEADLINE};
-use crate::auth::Credential;
+use crate::auth::{self, Credential};
 use crate::report::{Exit, Failure};
 
 /// Tailscale's own control plane.
@@ -14,7 +14,8 @@ const DEFAULT_LOGIN_SERVER: &str = "https://controlplane.tailscale.com";
 /// The flags of every command that joins.
 #[derive(clap::Args)]
 pub(super) struct JoinArgs {
-    /// What to log in with: an auth key, or `file:PATH` of a file that holds it [env: TS_AUTHKEY, TS_AUTHKEY_FILE].
+    /// What to log in with: an auth key or an OAuth client's secret, or `file:PATH` of a file that holds it [env: TS_AUTHKEY;
+    /// TS_CLIENT_SECRET; TS_CLIENT_ID with TS_ID_TOKEN, or with TS_AUDIENCE on GitHub; each also as NAME_FILE].
     #[arg(long, value_name = "KEY")]
     auth_key: Option<String>,
     /// The control server.
@@ -51,22 +52,20 @@ impl JoinArgs {
                   use TS_AUTHKEY or --auth-key file:PATH",
             );
         }
-        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-        let is_set = |names: [&str; 2]| names.into_iter().any(|name| variable(name).is_some());
-        if self.auth_key.is_none()
-            && is_set(["TS_AUTHKEY", "TS_AUTH_KEY"])
-            && is_set(["TS_AUTHKEY_FILE", "TS_AUTH_KEY_FILE"])
-        {
-            let message = "TS_AUTHKEY and TS_AUTHKEY_FILE are both set, and which of them is meant can't be told";
-            return Err(Failure::new(Exit::Configuration, message).next("unset one of them"));
-        }
-        let found = Credential::find(self.auth_key.as_deref(), variable);
-        found.map_err(|error| Failure::new(Exit::Configuration, error))?.ok_or_else(|| {
-            Failure::new(Exit::Configuration, "there is nothing to log in with").next(
-                "set TS_AUTHKEY, or give --auth-key file:PATH; Tailscale's admin console makes auth keys, \
-                 as does `headscale preauthkeys create`",
+        let found = auth::find(self.auth_key.as_deref(), |name| std::env::var(name).ok());
+        let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Configuration, error);
+        let credential = found.map_err(|error| wrong(&error))?.ok_or_else(|| {
+            wrong(&"there is nothing to log in with").next(
+                "set TS_AUTHKEY, or give --auth-key file:PATH; Tailscale's admin console makes auth keys (Keys) and OAuth \
+                 clients (Trust credentials), `headscale preauthkeys create` makes auth keys",
             )
-        })
+        })?;
+        credential.check_tags(&self.tags()?).map_err(|error| wrong(&error))?;
+        Ok(credential)
+    }
+
+    fn tags(&self) -> Result<Vec<String>, Failure> {
+        tags(self.tags.as_deref().unwrap_or_default())
     }
 
     /// Whether this node was given a name.
@@ -79,10 +78,10 @@ impl JoinArgs {
         let hostname = self.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(machine_name);
         Ok(Config {
             login_server: self.login_server.clone(),
-            credential,
             hostname: nixtail_proto::names::valid_hostname(&hostname),
-            tags: tags(self.tags.as_deref().unwrap_or_default())?,
-            ephemeral: true,
+            tags: self.tags()?,
+            ephemeral: credential.ephemeral().unwrap_or(true),
+            credential,
             ssh_host_keys: Vec::new(),
             port: self.port,
             direct: !self.no_direct,

@@ -4,8 +4,10 @@ use std::io;
 use std::time::Duration;
 
 use nixtail_proto::control::{AnswerError, FrameError, MapError, printable};
+use nixtail_proto::credential::advice;
 use nixtail_proto::noise::NoiseError;
 
+use crate::auth::AuthError;
 use crate::net::connect::ProxyFailure;
 
 /// What went wrong with control. Each says what failed, why, and what to do next; texts from control are bounded and
@@ -94,11 +96,14 @@ pub enum ControlError {
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// Control won't have this node: nothing changes by trying again.
-    #[error("control refused this node: {reason}; make a new auth key (and see that it may have the tags asked for)")]
+    #[error("control refused this node: {reason}; {}", advice(.reason))]
     Refused {
         /// In control's words.
         reason: String,
     },
+    /// No auth key could be had.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
     /// There is no auth key, or control wants a person nonetheless.
     #[error(
         "control wants a person to log in at {url}; pass an auth key (--auth-key file:PATH or TS_AUTHKEY) to join without one"
@@ -118,12 +123,14 @@ impl ControlError {
     pub fn is_refusal(&self) -> bool {
         matches!(self, Self::Refused { .. } | Self::NeedsLogin { .. } | Self::NodeKeyExpired)
             || matches!(self, Self::Answer(AnswerError::Refused { .. }))
+            || matches!(self, Self::Auth(error) if error.is_refusal())
     }
 
     /// Whether the user's own words or machine are at fault.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         matches!(self, Self::Url { .. } | Self::NoAuthorities { .. })
+            || matches!(self, Self::Auth(error) if error.is_configuration())
             || matches!(self, Self::Proxy { failure: ProxyFailure::Variable(_), .. })
     }
 

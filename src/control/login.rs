@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nixtail_proto::control::{RegisterOutcome, printable, register_outcome};
+use nixtail_proto::secret::Secret;
 use nixtail_proto::tailcfg::{CAPABILITY_VERSION, RegisterAuth, RegisterRequest, RegisterResponse, Timestamp};
 
 use super::client::Client;
@@ -11,7 +12,7 @@ use super::description::Description;
 use super::dial::Dialler;
 use super::server::Server;
 use super::{ControlConfig, ControlError};
-use crate::auth::Credential;
+use crate::auth::{self, Credential};
 
 /// How long control may take to decide on a registration. Headscale takes seconds on a loaded machine.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -45,13 +46,17 @@ impl Login {
 
     /// Registers our node key, with the credential that there is.
     pub(super) async fn register(&self, client: &Client, description: &Description) -> Result<(), ControlError> {
-        let auth = self.config.auth.as_ref().map(|Credential::AuthKey(key)| RegisterAuth { auth_key: key.clone() });
+        let auth = match &self.config.auth {
+            Some(credential) => Some(RegisterAuth { auth_key: self.auth_key(credential).await? }),
+            None => None,
+        };
         let request = RegisterRequest {
             auth,
             hostinfo: description.hostinfo.clone(),
             ephemeral: self.config.ephemeral,
             ..self.request()
         };
+        let key = request.auth.as_ref().map(|auth| &auth.auth_key);
         match self.post(client, &request, REGISTER_TIMEOUT).await? {
             RegisterOutcome::Registered { machine_authorized, .. } => {
                 if !machine_authorized {
@@ -59,7 +64,7 @@ impl Login {
                 }
                 Ok(())
             }
-            RegisterOutcome::Refused { reason } => Err(ControlError::Refused { reason: self.redact(reason) }),
+            RegisterOutcome::Refused { reason } => Err(ControlError::Refused { reason: redact(reason, key) }),
             RegisterOutcome::NeedsLogin { url } => Err(ControlError::NeedsLogin { url }),
             RegisterOutcome::NodeKeyExpired => Err(ControlError::NodeKeyExpired),
         }
@@ -75,10 +80,16 @@ impl Login {
             ..self.request()
         };
         match self.post(client, &request, deadline).await? {
-            RegisterOutcome::Refused { reason } => Err(ControlError::Refused { reason: self.redact(reason) }),
+            RegisterOutcome::Refused { reason } => Err(ControlError::Refused { reason }),
             // Above all `NodeKeyExpired`: headscale says so of the key that has just ended.
             _ => Ok(()),
         }
+    }
+
+    async fn auth_key(&self, credential: &Credential) -> Result<Secret, ControlError> {
+        let ControlConfig { url, tags, ephemeral, proxies, .. } = &self.config;
+        let request = auth::Request { login_server: url, tags, ephemeral: *ephemeral, proxies };
+        Ok(auth::auth_key(credential, &request).await?)
     }
 
     fn request(&self) -> RegisterRequest {
@@ -96,12 +107,12 @@ impl Login {
             .map_err(|error| ControlError::protocol(&self.server.authority(), format!("its answer: {error}")))?;
         Ok(register_outcome(response))
     }
+}
 
-    /// Control may quote the key that it refuses.
-    fn redact(&self, text: String) -> String {
-        match &self.config.auth {
-            Some(Credential::AuthKey(key)) => printable(text.replace(key.expose(), "(the auth key)").as_bytes()),
-            None => text,
-        }
+/// Control may quote the key that it refuses.
+fn redact(text: String, key: Option<&Secret>) -> String {
+    match key {
+        Some(key) => printable(text.replace(key.expose(), "(the auth key)").as_bytes()),
+        None => text,
     }
 }

@@ -304,6 +304,7 @@ fn wait_after(error: &ControlError, backoff: &mut Backoff) -> Duration {
     let wait = backoff.next(&mut rand::make_rng::<StdRng>());
     match error {
         ControlError::Answer(AnswerError::Later(told)) => *told,
+        ControlError::Auth(error) => error.retry_after().unwrap_or(wait),
         _ => wait,
     }
 }

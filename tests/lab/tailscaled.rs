@@ -37,6 +37,11 @@ impl Tailscaled {
 
     /// As [`Tailscaled::start`], with a choice of paths.
     pub fn start_with(control_url: &str, key: &str, hostname: &str, paths: Paths) -> Option<Self> {
+        Self::start_more(control_url, key, hostname, paths, &[])
+    }
+
+    /// As [`Tailscaled::start_with`], with more flags for `tailscale up`.
+    pub fn start_more(control_url: &str, key: &str, hostname: &str, paths: Paths, more: &[&str]) -> Option<Self> {
         let [tailscaled, tailscale] = peers::require_all(["tailscaled", "tailscale"])?;
         let folder = tempfile::tempdir().expect("a folder");
         let at = |name: &str| folder.path().join(name).display().to_string();
@@ -68,7 +73,7 @@ impl Tailscaled {
             assert!(node.process.ended().is_none(), "tailscaled ended at once");
             socket.exists().then_some(())
         });
-        node.cli_ok(&[
+        let up = [
             "up",
             "--login-server",
             control_url,
@@ -78,7 +83,8 @@ impl Tailscaled {
             hostname,
             "--accept-dns=false",
             "--timeout=30s",
-        ]);
+        ];
+        node.cli_ok(&[&up[..], more].concat());
         wait_for("tailscaled to run", PATIENCE, || (node.status()["BackendState"] == "Running").then_some(()));
         Some(node)
     }

@@ -9,6 +9,8 @@ use crate::misbehaviour::Answer;
 
 /// The longest request head.
 const MAX_HEAD: usize = 16 << 10;
+/// The longest request body.
+const MAX_BODY: usize = 64 << 10;
 /// Most header fields of a request.
 const MAX_HEADERS: usize = 64;
 /// How long a request head may take, and an answer.
@@ -29,6 +31,23 @@ impl Request {
     /// Reads the head of a connection's first request.
     pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> Result<Self, ConnectionError> {
         tokio::time::timeout(PATIENCE, Self::read_slowly(stream)).await?
+    }
+
+    /// Reads the body, whose length the head must tell.
+    pub(crate) async fn read_body(&self, stream: &mut (impl AsyncRead + Unpin)) -> Result<Vec<u8>, ConnectionError> {
+        let length = self.header("content-length").map_or(Ok(0), str::parse::<usize>);
+        let length = length.map_err(|_| ConnectionError::Http("a Content-Length that is no number"))?;
+        if length > MAX_BODY {
+            return Err(ConnectionError::Http("a request body that is too long"));
+        }
+        let mut body = self.rest.clone();
+        body.truncate(length);
+        let begun = body.len();
+        body.resize(length, 0);
+        if let Some(missing) = body.get_mut(begun..) {
+            tokio::time::timeout(PATIENCE, stream.read_exact(missing)).await??;
+        }
+        Ok(body)
     }
 
     async fn read_slowly(stream: &mut (impl AsyncRead + Unpin)) -> Result<Self, ConnectionError> {

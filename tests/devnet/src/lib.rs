@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod api;
 mod auth_key;
 mod control;
 mod error;
@@ -43,6 +44,7 @@ use tokio::net::{TcpListener, UdpSocket};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+pub use api::{FederatedIdentity, GitHubJob, OauthClient};
 pub use auth_key::AuthKeyOptions;
 pub use error::DevnetError;
 pub use misbehaviour::{Answer, Call, Misbehaviour, PingAnswer, RecordedCall};
@@ -176,6 +178,10 @@ impl Devnet {
     #[must_use]
     pub fn url(&self) -> String {
         control_url(self.control_address)
+    }
+
+    pub(crate) fn api(&self) -> &api::Api {
+        self.control.api()
     }
 
     /// Makes a pre-authentication key.

@@ -16,6 +16,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::api::{self, Api};
 use crate::error::ConnectionError;
 use crate::http1;
 use crate::misbehaviour::{Call, Misbehaviour};
@@ -27,6 +28,7 @@ const MAX_CONNECTIONS: usize = 1024;
 /// What its connections share.
 pub(crate) struct Control {
     tailnet: Arc<Tailnet>,
+    api: Api,
     key: Mutex<Arc<MachinePrivate>>,
     early_payload: AtomicBool,
     tasks: TaskTracker,
@@ -38,7 +40,15 @@ pub(crate) struct Control {
 impl Control {
     pub(crate) fn new(tailnet: Arc<Tailnet>, key: MachinePrivate, tasks: TaskTracker, stop: CancellationToken) -> Self {
         let cut = Mutex::new(stop.child_token());
-        Self { tailnet, key: Mutex::new(Arc::new(key)), early_payload: AtomicBool::new(true), tasks, stop, cut }
+        Self {
+            tailnet,
+            api: Api::default(),
+            key: Mutex::new(Arc::new(key)),
+            early_payload: AtomicBool::new(true),
+            tasks,
+            stop,
+            cut,
+        }
     }
 
     /// Sends the early payload, or doesn't.
@@ -55,6 +65,11 @@ impl Control {
 
     fn key(&self) -> Arc<MachinePrivate> {
         Arc::clone(&self.key.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The API beside it.
+    pub(crate) fn api(&self) -> &Api {
+        &self.api
     }
 
     /// Cuts every connection there is; new ones are let in.
@@ -104,7 +119,7 @@ impl Control {
             ("GET", "/key") => Some(Call::Key),
             // Go's WebSocket clients GET it.
             (_, "/ts2021") => Some(Call::Upgrade),
-            _ => None,
+            (_, path) => api::call_of(path),
         };
         match call.and_then(|call| self.tailnet.conduct().next(call)) {
             None => {}
@@ -117,12 +132,17 @@ impl Control {
         match (request.method.as_str(), request.path()) {
             ("GET", "/key") => self.answer_key(&mut stream, &request).await,
             ("GET", path) if path.starts_with("/login/") => self.finish_login(&mut stream, path).await,
+            (_, path) if api::call_of(path).is_some() => {
+                let body = request.read_body(&mut stream).await?;
+                http1::send(&mut stream, &self.api.answer(&request, &body, &self.tailnet)).await
+            }
             ("POST", "/ts2021") => match ts2021::accept(stream, &request, &self.key(), self.early_payload()).await? {
                 Some((stream, client)) => calls::serve(stream, client, &self.tailnet, &self.tasks, &cut).await,
                 None => Ok(()),
             },
             _ => {
-                let text = "This is a nixtail devnet's control server: only /key and /ts2021 are here.\n";
+                let text =
+                    "This is a nixtail devnet's control server: only /key, /ts2021 and a little of /api/v2 are here.\n";
                 http1::answer(&mut stream, "404 Not Found", "text/plain", text).await
             }
         }

@@ -31,6 +31,12 @@ pub enum Call {
     Map,
     /// `/machine/map` for a lite update.
     Update,
+    /// The API's access tokens, for a secret or in exchange for an id token.
+    AccessToken,
+    /// The API's auth keys.
+    AuthKey,
+    /// GitHub's id tokens.
+    IdToken,
 }
 
 /// What happens to a call in place of what should.

@@ -1,0 +1,103 @@
+// Tsnet-peer joins a tailnet with Tailscale's own library and says how far it got: one JSON line on stdout for each step
+// ("online", "home"), with the milliseconds since its start, or one with the error that it ended with. Credentials come from
+// the environment, by tsnet's own rules. It leaves when its stdin ends.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"strings"
+	"time"
+
+	_ "tailscale.com/feature/identityfederation"
+	_ "tailscale.com/feature/oauthkey"
+	"tailscale.com/tsnet"
+)
+
+const (
+	patience = 60 * time.Second
+	glance   = 5 * time.Millisecond
+)
+
+// A step is how far it got.
+type step struct {
+	Step      string   `json:"step"`
+	Millis    int64    `json:"ms"`
+	Addresses []string `json:"addresses,omitempty"`
+	Tags      []string `json:"tags,omitempty"`
+	Region    string   `json:"region,omitempty"`
+	Error     string   `json:"error,omitempty"`
+}
+
+var started = time.Now()
+
+func main() {
+	if err := run(); err != nil {
+		say(step{Step: "error", Error: err.Error()})
+		os.Exit(1)
+	}
+}
+
+func say(s step) {
+	s.Millis = time.Since(started).Milliseconds()
+	if err := json.NewEncoder(os.Stdout).Encode(s); err != nil {
+		log.Fatal(err)
+	}
+}
+
+func run() error {
+	if len(os.Args) != 4 {
+		return errors.New("usage: tsnet-peer CONTROL_URL HOSTNAME TAGS")
+	}
+	folder, err := os.MkdirTemp("", "tsnet-peer")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(folder)
+	server := &tsnet.Server{
+		ControlURL:    os.Args[1],
+		Hostname:      os.Args[2],
+		AdvertiseTags: strings.FieldsFunc(os.Args[3], func(r rune) bool { return r == ',' }),
+		Dir:           folder,
+		Logf:          func(string, ...any) {},
+		UserLogf:      func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	status, err := server.Up(ctx)
+	if err != nil {
+		// No Close: that of a server that never started panics.
+		return err
+	}
+	defer server.Close()
+	online := step{Step: "online"}
+	for _, address := range status.TailscaleIPs {
+		online.Addresses = append(online.Addresses, address.String())
+	}
+	if status.Self.Tags != nil {
+		online.Tags = status.Self.Tags.AsSlice()
+	}
+	say(online)
+	client, err := server.LocalClient()
+	if err != nil {
+		return err
+	}
+	for status.Self.Relay == "" {
+		time.Sleep(glance)
+		if status, err = client.StatusWithoutPeers(ctx); err != nil {
+			return fmt.Errorf("no home relay: %w", err)
+		}
+	}
+	say(step{Step: "home", Region: status.Self.Relay})
+	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+		return err
+	}
+	leaving, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	return client.Logout(leaving)
+}
