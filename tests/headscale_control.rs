@@ -34,6 +34,7 @@ fn config(headscale: &Headscale, name: &str, key: &str) -> ControlConfig {
             "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ+4dYfX5LEmU0pwyGG4Q4ErrIaFTKtUiZFTtqRT2hPb".to_owned(),
         ],
         proxies: Proxies::default(),
+        stages: nixtail::agent::Stages::default(),
         deadline: PATIENCE,
     }
 }

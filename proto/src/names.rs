@@ -70,13 +70,9 @@ fn candidates(netmap: &Netmap, name: &str) -> Vec<String> {
 fn resolve_whole(netmap: &Netmap, name: &str) -> Option<Result<(IpAddr, Option<NodePublic>), NameError>> {
     let is_called = |node: &&Node| node.dns_name().eq_ignore_ascii_case(name);
     let rank = |node: &&Node| (node.online == Some(true), node.created);
-    let nodes = || netmap.peers.values().map(AsRef::as_ref);
+    let called = |name: &str| netmap.peers.called(name).map(AsRef::as_ref);
 
-    let parent = |node: &&Node| {
-        let below = name.split_once('.').is_some_and(|(_, parent)| node.dns_name().eq_ignore_ascii_case(parent));
-        below && node.cap_map.contains_key(SUBDOMAIN_RESOLVE)
-    };
-    let found = nodes().filter(is_called).max_by_key(rank);
+    let found = called(name).max_by_key(rank);
     if let Some(node) = found.or_else(|| Some(&*netmap.self_node).filter(is_called)) {
         let address = address_of(netmap, node).map(|address| (address, Some(node.key)));
         return Some(address.ok_or_else(|| NameError::NoAddress(shown(name))));
@@ -84,7 +80,8 @@ fn resolve_whole(netmap: &Netmap, name: &str) -> Option<Result<(IpAddr, Option<N
     if let Some((_, why)) = netmap.refused.values().find(|(peer, _)| is_called(&peer.as_ref())) {
         return Some(Err(NameError::Refused(shown(name), *why)));
     }
-    if let Some(node) = nodes().filter(parent).max_by_key(rank) {
+    let parents = name.split_once('.').into_iter().flat_map(|(_, parent)| called(parent));
+    if let Some(node) = parents.filter(|node| node.cap_map.contains_key(SUBDOMAIN_RESOLVE)).max_by_key(rank) {
         return address_of(netmap, node).map(|address| Ok((address, Some(node.key))));
     }
     extra_record(netmap, name).map(|address| Ok((address, netmap.peer_by_address(address).map(|peer| peer.key))))

@@ -15,6 +15,7 @@
 mod config;
 mod error;
 mod membership;
+mod stages;
 mod status;
 mod stream;
 
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, DIAL_DEADLINE, JOIN_DEADLINE, LEAVE_DEADLINE};
 pub use error::{DialError, JoinError, LeaveError, ListenError, PingError};
+pub use stages::{Stage, StageTime, Stages};
 pub use status::{OwnNode, Path, Peer, PingKind, Pong, State, Status};
 pub use stream::{Listener, Stream};
 
@@ -63,6 +65,7 @@ struct Inner {
     login_server: String,
     /// Whether relays may be used.
     derp: bool,
+    stages: Stages,
     node_key: NodePublic,
     dataplane: Dataplane,
     membership: Membership,
@@ -85,6 +88,7 @@ impl Agent {
     /// # Errors
     /// As [`Self::join`], or [`JoinError::Cancelled`].
     pub async fn join_until(config: Config, cancel: CancellationToken) -> Result<Self, JoinError> {
+        let stages = Stages::default();
         let deadline = Instant::now() + config.join_deadline;
         let after = config.join_deadline;
         let (login_server, direct, derp) = (config.login_server.clone(), config.direct, config.derp);
@@ -114,6 +118,7 @@ impl Agent {
             ssh_host_keys: config.ssh_host_keys,
             proxies: config.proxies,
             deadline: config.join_deadline,
+            stages: stages.clone(),
         });
         tokio::pin!(login);
         let control = tokio::select! {
@@ -132,11 +137,23 @@ impl Agent {
         let membership = Membership::start(control, dataplane.sender(), facts.clone());
         let netmap = membership.netmap();
         let agent = Self {
-            inner: Arc::new(Inner { login_server, derp, node_key: own_key, dataplane, membership, netmap, facts }),
+            inner: Arc::new(Inner {
+                login_server,
+                derp,
+                stages,
+                node_key: own_key,
+                dataplane,
+                membership,
+                netmap,
+                facts,
+            }),
         };
         let unready = tokio::select! {
             ready = tokio::time::timeout_at(deadline.into(), agent.until_ready(direct, derp)) => match ready {
-                Ok(()) => return Ok(agent),
+                Ok(()) => {
+                    agent.inner.stages.mark(Stage::Ready);
+                    return Ok(agent);
+                }
                 Err(_) => JoinError::Deadline { after, missing: agent.missing(derp) },
             },
             reason = agent.refused() => JoinError::Refused(reason),
@@ -276,6 +293,7 @@ impl Agent {
             },
             peers,
             health,
+            start: self.inner.stages.reached(),
         }
     }
 
@@ -315,20 +333,30 @@ impl Agent {
         let mut told = self.inner.membership.told();
         // The channels live as long as the agent.
         let _ = netmap.wait_for(Option::is_some).await;
-        let _ = told.wait_for(|told| *told).await;
+        let told = async {
+            let _ = told.wait_for(|told| *told).await;
+            self.inner.stages.mark(Stage::Told);
+        };
         let relay = async {
             while !self.is_relay_ready(derp) {
                 tokio::select! {
                     _ = facts.changed() => {}
                     _ = netmap.changed() => {}
                 }
+                if facts.borrow_and_update().home_region.is_some() {
+                    self.inner.stages.mark(Stage::HomeRegion);
+                }
+            }
+            self.inner.stages.mark(Stage::HomeRelay);
+        };
+        let relay_or_patience = async {
+            if !direct {
+                relay.await;
+            } else if tokio::time::timeout(RELAY_PATIENCE, relay).await.is_err() {
+                tracing::warn!("{NO_RELAY}; peers are reached directly or not at all until one is");
             }
         };
-        if !direct {
-            relay.await;
-        } else if tokio::time::timeout(RELAY_PATIENCE, relay).await.is_err() {
-            tracing::warn!("{NO_RELAY}; peers are reached directly or not at all until one is");
-        }
+        tokio::join!(told, relay_or_patience);
     }
 
     fn is_relay_ready(&self, derp: bool) -> bool {

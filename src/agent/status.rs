@@ -6,6 +6,8 @@ use nixtail_proto::key::NodePublic;
 use nixtail_proto::tailcfg::RegionId;
 use serde::{Deserialize, Serialize};
 
+use super::stages::StageTime;
+
 /// The state of an agent, as [`Agent::status`](crate::agent::Agent::status) and `nixtail status --json` give it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Status {
@@ -22,6 +24,9 @@ pub struct Status {
     pub peers: Vec<Peer>,
     /// What the agent or control finds wrong, in words.
     pub health: Vec<String>,
+    /// When each stage of its start was reached, in the order of time.
+    #[serde(default)]
+    pub start: Vec<StageTime>,
 }
 
 /// Where an agent is in its life.

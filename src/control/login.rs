@@ -12,6 +12,7 @@ use super::description::Description;
 use super::dial::Dialler;
 use super::server::Server;
 use super::{ControlConfig, ControlError};
+use crate::agent::Stage;
 use crate::auth::{self, Credential};
 
 /// How long control may take to decide on a registration. Headscale takes seconds on a loaded machine.
@@ -36,7 +37,9 @@ impl Login {
     /// Opens a connection.
     pub(super) async fn connect(&mut self) -> Result<Client, ControlError> {
         let connection = self.dialler.dial(&self.config.machine_key).await?;
-        Client::begin(connection, Arc::clone(&self.server), self.config.node_key).await
+        let client = Client::begin(connection, Arc::clone(&self.server), self.config.node_key).await?;
+        self.config.stages.mark(Stage::Connected);
+        Ok(client)
     }
 
     /// What is being done, or was when nothing more came.
@@ -59,6 +62,7 @@ impl Login {
         let key = request.auth.as_ref().map(|auth| &auth.auth_key);
         match self.post(client, &request, REGISTER_TIMEOUT).await? {
             RegisterOutcome::Registered { machine_authorized, .. } => {
+                self.config.stages.mark(Stage::Registered);
                 if !machine_authorized {
                     tracing::info!("control let this node in; its netmap says whether an admin must approve it yet");
                 }

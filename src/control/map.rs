@@ -23,6 +23,7 @@ use tokio::time::{sleep_until, timeout};
 use super::client::Client;
 use super::description::Description;
 use super::{ControlConfig, ControlError};
+use crate::agent::Stage;
 
 /// How a zstd frame begins.
 const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
@@ -68,9 +69,13 @@ pub(super) async fn follow(
                         .map_err(|error| ControlError::protocol(&client.server().authority(), error))?;
                     let message = session.handle_message(clock(), &json)?;
                     if message.changes.is_some() {
+                        config.stages.mark(Stage::FirstMap);
                         netmap.send_replace(session.netmap().cloned());
                     }
                     on_message();
+                    if let Some(url) = message.open_url {
+                        tracing::warn!(url, "control asks you to open a page");
+                    }
                     if let Some(ping) = message.ping.filter(|_| pings.len() < MAX_PINGS) {
                         pings.push(timeout(PING_TIMEOUT, answer(client, ping)));
                     }
@@ -167,14 +172,20 @@ fn decompress(mut message: &[u8]) -> Result<Vec<u8>, String> {
 async fn answer(client: &Client, ping: PingRequest) -> Result<(), ControlError> {
     let error = || ControlError::protocol(&client.server().authority(), "a ping that names no URL");
     let url = Url::parse(&ping.url).map_err(|_| error())?;
-    let is_ours = ping.url_is_noise || url.host_str() == Some(&client.server().host);
+    // Requests to the node are answered here whatever their URL says, as in Go.
+    let is_ours = ping.url_is_noise || ping.types == "c2n" || url.host_str() == Some(&client.server().host);
     let path = match url.query() {
         Some(query) => format!("{}?{query}", url.path()),
         None => url.path().to_owned(),
     };
     match answer_ping(&ping) {
         PingAnswer::Head if is_ours => client.send_raw(Method::HEAD, &path, Vec::new()).await,
-        PingAnswer::Post(response) if is_ours => client.send_raw(Method::POST, &path, response).await,
+        PingAnswer::Posts(answers) if is_ours => {
+            for answer in answers {
+                client.send_raw(Method::POST, &path, answer).await?;
+            }
+            Ok(())
+        }
         _ => Ok(()),
     }
 }

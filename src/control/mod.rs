@@ -27,6 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use crate::agent::Stages;
 use crate::auth::Credential;
 pub use crate::net::connect::ProxyFailure;
 use client::Client;
@@ -63,6 +64,8 @@ pub struct ControlConfig {
     pub proxies: Proxies,
     /// How long [`Control::login`] tries.
     pub deadline: Duration,
+    /// Where the stages of the start are marked.
+    pub stages: Stages,
 }
 
 /// How things stand with control.

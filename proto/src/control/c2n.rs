@@ -3,30 +3,42 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::tailcfg::PingRequest;
+use super::printable;
+use crate::tailcfg::{PingRequest, PingResponse};
 
 /// Bytes of a request from control at most. `/echo` gets a few.
 const MAX_PAYLOAD: usize = 64 << 10;
+/// The kinds of pings that there are (`tailcfg.PingType`).
+const KINDS: [&str; 4] = ["disco", "TSMP", "ICMP", "peerapi"];
 
 /// How to answer a [`PingRequest`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PingAnswer {
     /// A HEAD request to the URL.
     Head,
-    /// A POST request to the URL with this body: a whole HTTP response.
-    Post(Vec<u8>),
-    /// Not at all: a kind of ping that nixtail doesn't do for control.
-    None,
+    /// A POST request to the URL with each of these bodies: a whole HTTP response, or what came of a ping. None for what
+    /// isn't known.
+    Posts(Vec<Vec<u8>>),
 }
 
-/// Answers what control asks: `/echo`, and 404 for everything else.
+/// Answers what control asks: `/echo`, and 404 for every other path. Pings of peers are refused, each in the form of its
+/// answer: whoever waits for it needn't wait.
 #[must_use]
 pub fn answer_ping(ping: &PingRequest) -> PingAnswer {
     match ping.types.as_str() {
         "" => PingAnswer::Head,
-        "c2n" => PingAnswer::Post(answer_c2n(&ping.payload)),
-        _ => PingAnswer::None,
+        "c2n" => PingAnswer::Posts(vec![answer_c2n(&ping.payload)]),
+        kinds => {
+            PingAnswer::Posts(kinds.split(',').filter_map(|kind| refuse(kind, &ping.ip)).take(KINDS.len()).collect())
+        }
     }
+}
+
+/// The answer to a ping of a peer that isn't done.
+fn refuse(kind: &str, ip: &str) -> Option<Vec<u8>> {
+    let kind = KINDS.into_iter().find(|known| *known == kind)?.to_owned();
+    let err = "nixtail pings nobody for control".to_owned();
+    serde_json::to_vec(&PingResponse { kind, ip: printable(ip.as_bytes()), err, ..PingResponse::default() }).ok()
 }
 
 /// The HTTP response to a raw HTTP/1.1 request in base64.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::printable;
 use crate::netmap::{Changes, Netmap, NetmapError, NetmapState};
 use crate::tailcfg::{MapResponse, PingRequest, Timestamp};
 
@@ -28,6 +29,8 @@ pub struct Message {
     pub changes: Option<Changes>,
     /// What control wants answered.
     pub ping: Option<PingRequest>,
+    /// A page that control wants a person to open, fit to be shown.
+    pub open_url: Option<String>,
 }
 
 /// The netmap over all map streams. While a stream is being dialled, the last netmap holds.
@@ -36,6 +39,7 @@ pub struct MapSession {
     state: NetmapState,
     netmap: Option<Arc<Netmap>>,
     last_ping_url: String,
+    last_open_url: String,
     deadline: Option<Instant>,
 }
 
@@ -48,7 +52,8 @@ impl MapSession {
 
     /// A stream begins: its first message is the whole truth, and the watchdog runs.
     pub fn handle_stream_opened(&mut self, now: Instant) {
-        self.state = NetmapState::default();
+        let earlier = self.netmap.as_ref().map(|netmap| netmap.peers.clone()).unwrap_or_default();
+        self.state = NetmapState::after(earlier);
         self.handle_sign_of_life(now);
     }
 
@@ -78,10 +83,16 @@ impl MapSession {
         if let Some(ping) = &ping {
             self.last_ping_url.clone_from(&ping.url);
         }
+        let open_url = printable(std::mem::take(&mut response.pop_browser_url).as_bytes());
+        let open_url = Some(open_url).filter(|url| !url.is_empty() && *url != self.last_open_url);
+        if let Some(url) = &open_url {
+            self.last_open_url.clone_from(url);
+        }
         let is_keep_alive = response.keep_alive;
         self.state.handle_response(response, clock);
-        let changes = if is_keep_alive { None } else { self.renew(clock)? };
-        Ok(Message { changes, ping })
+        // Signs of life may come before the first netmap.
+        let changes = if is_keep_alive { self.handle_clock(clock) } else { self.renew(clock)? };
+        Ok(Message { changes, ping, open_url })
     }
 
     /// Judges peers anew by the clock: keys end between messages, too. To be called now and then.

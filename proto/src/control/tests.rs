@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use serde_json::json;
 
 use super::*;
-use crate::tailcfg::{PingRequest, RegisterResponse, Timestamp};
+use crate::tailcfg::{PingRequest, PingResponse, RegisterResponse, Timestamp};
 
 const CLOCK: Timestamp = Timestamp::from_unix(1_700_000_000);
 
@@ -64,7 +64,7 @@ fn c2n(request: &str) -> String {
     use base64::Engine;
     let payload = base64::engine::general_purpose::STANDARD.encode(request);
     match answer_ping(&PingRequest { types: "c2n".to_owned(), payload, ..PingRequest::default() }) {
-        PingAnswer::Post(response) => String::from_utf8(response).unwrap(),
+        PingAnswer::Posts(mut answers) => String::from_utf8(answers.pop().unwrap()).unwrap(),
         other => panic!("{other:?}"),
     }
 }
@@ -80,7 +80,14 @@ fn echo_is_answered_and_the_rest_is_not_found() {
     assert!(c2n("\r\n\r\n").starts_with("HTTP/1.1 404 "));
     assert_eq!(answer_ping(&PingRequest::default()), PingAnswer::Head);
     let disco = PingRequest { types: "disco".to_owned(), ..PingRequest::default() };
-    assert_eq!(answer_ping(&disco), PingAnswer::None);
+    let PingAnswer::Posts(answers) =
+        answer_ping(&PingRequest { types: "disco,TSMP,new".to_owned(), ip: "100.64.0.2".to_owned(), ..disco })
+    else {
+        panic!()
+    };
+    let answers: Vec<PingResponse> = answers.iter().map(|answer| serde_json::from_slice(answer).unwrap()).collect();
+    assert_eq!(answers.iter().map(|answer| answer.kind.as_str()).collect::<Vec<_>>(), ["disco", "TSMP"]);
+    assert!(answers.iter().all(|answer| answer.ip == "100.64.0.2" && !answer.err.is_empty()));
 }
 
 #[test]
@@ -142,6 +149,29 @@ fn pings_ride_on_keep_alives_and_come_once() {
     let message = br#"{"KeepAlive":true,"PingRequest":{"URL":"https://x/1","Types":"c2n"}}"#;
     assert!(session.handle_message(CLOCK, message).unwrap().ping.is_some());
     assert!(session.handle_message(CLOCK, message).unwrap().ping.is_none());
+}
+
+#[test]
+fn a_url_to_open_rides_on_keep_alives_and_comes_once() {
+    let mut session = MapSession::default();
+    session.handle_stream_opened(start());
+    let mut open = |json: &[u8]| session.handle_message(CLOCK, json).unwrap().open_url;
+    let message = br#"{"KeepAlive":true,"PopBrowserURL":"https://x/\u0007a"}"#;
+    assert_eq!(open(message).as_deref(), Some("https://x/ a"));
+    assert_eq!(open(message), None);
+    assert_eq!(open(br#"{"KeepAlive":true,"PopBrowserURL":"https://x/b"}"#).as_deref(), Some("https://x/b"));
+}
+
+#[test]
+fn control_s_clock_counts_on_keep_alives() {
+    let mut session = MapSession::default();
+    session.handle_stream_opened(start());
+    let full = br#"{"Node":{"ID":1,"Name":"a."},"Peers":[{"ID":2,"KeyExpiry":"2023-12-01T00:00:00Z",
+        "Key":"nodekey:0101010101010101010101010101010101010101010101010101010101010101"}]}"#;
+    session.handle_message(CLOCK, full).unwrap();
+    let ahead = br#"{"KeepAlive":true,"ControlTime":"2024-01-01T00:00:00Z"}"#;
+    let changes = session.handle_message(CLOCK, ahead).unwrap().changes.unwrap();
+    assert_eq!(changes.removed_keys.len(), 1, "by control's clock its key has ended");
 }
 
 #[test]

@@ -1,8 +1,6 @@
 //! What differs between two netmaps, for those who keep state by peer.
 
-use std::sync::Arc;
-
-use super::{Netmap, Peer};
+use super::{Netmap, Peer, same, same_option};
 use crate::key::NodePublic;
 use crate::tailcfg::NodeId;
 
@@ -62,32 +60,29 @@ impl Changes {
     #[must_use]
     pub fn between(old: &Netmap, new: &Netmap) -> Self {
         let mut changes = Self {
-            self_node: old.self_node != new.self_node,
-            derp_map: old.derp_map != new.derp_map || old.region_scores != new.region_scores,
-            filter: old.filter_rules != new.filter_rules,
-            ssh_policy: old.ssh_policy != new.ssh_policy,
+            self_node: !same(&old.self_node, &new.self_node),
+            derp_map: !same(&old.derp_map, &new.derp_map) || old.region_scores != new.region_scores,
+            filter: !same_option(old.filter_rules.as_ref(), new.filter_rules.as_ref()),
+            ssh_policy: !same_option(old.ssh_policy.as_ref(), new.ssh_policy.as_ref()),
             tailnet_lock: old.is_locked() != new.is_locked(),
-            dns: old.dns != new.dns,
+            dns: !same(&old.dns, &new.dns),
             ..Self::default()
         };
-        for (id, peer) in &new.peers {
-            match old.peers.get(id) {
-                None => changes.added.push(*id),
-                Some(before) if Arc::ptr_eq(before, peer) || before == peer => {}
-                Some(before) => {
-                    if before.key != peer.key {
-                        changes.removed_keys.push(before.key);
-                    }
-                    changes.changed.push(PeerChanges::between(before, peer));
+        let mut gone = Vec::new();
+        new.peers.differences(&old.peers, |before, after| match (before, after) {
+            (None, Some(peer)) => changes.added.push(peer.id),
+            (Some(before), None) => gone.push(before.key),
+            (Some(before), Some(peer)) if before != peer => {
+                if before.key != peer.key {
+                    changes.removed_keys.push(before.key);
                 }
+                changes.changed.push(PeerChanges::between(before, peer));
             }
-        }
-        changes.removed_keys.extend(old.peers.iter().filter(|(id, _)| !new.peers.contains_key(id)).map(|(_, p)| p.key));
+            _ => {}
+        });
+        changes.removed_keys.extend(gone);
         // A node that was deleted and made anew keeps its key under another number.
-        if !changes.removed_keys.is_empty() {
-            let kept: std::collections::BTreeSet<_> = new.peers.values().map(|peer| peer.key).collect();
-            changes.removed_keys.retain(|key| !kept.contains(key));
-        }
+        changes.removed_keys.retain(|key| new.peers.by_key(key).is_none());
         changes
     }
 }

@@ -1,7 +1,10 @@
 //! A netmap: what control lets us know of the tailnet. How messages change it is in [`NetmapState`].
 
 mod changes;
+mod health;
 mod normalise;
+mod peers;
+mod shared_map;
 mod state;
 
 use std::collections::BTreeMap;
@@ -12,6 +15,8 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 pub use changes::{Changes, PeerChanges};
+pub use peers::Peers;
+pub use shared_map::SharedMap;
 pub use state::{NetmapError, NetmapState};
 
 use crate::key::NodePublic;
@@ -27,14 +32,14 @@ pub type Peer = Arc<Node>;
 pub type DerpRegions = BTreeMap<RegionId, DerpRegion>;
 
 /// What control lets us know of the tailnet at one moment. Never changes: a message makes a new one.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Netmap {
     /// Ourselves, in normal form.
     pub self_node: Peer,
     /// The peers that may be used. Those that may not are in [`Self::refused`].
-    pub peers: BTreeMap<NodeId, Peer>,
+    pub peers: Peers,
     /// The peers that must not be used, and why.
-    pub refused: BTreeMap<NodeId, (Peer, Refusal)>,
+    pub refused: SharedMap<NodeId, (Peer, Refusal)>,
     /// The relays.
     pub derp_map: Arc<DerpRegions>,
     /// Factors on the measured latency of regions in the choice of the home region; 1 where absent.
@@ -44,14 +49,14 @@ pub struct Netmap {
     /// Who may log in here. `None` is nobody.
     pub ssh_policy: Option<Arc<SshPolicy>>,
     /// Users, by number.
-    pub users: Arc<BTreeMap<UserId, UserProfile>>,
+    pub users: SharedMap<UserId, Arc<UserProfile>>,
     /// The tailnet's name.
     pub domain: String,
     /// Names beside those of nodes, and search domains.
     pub dns: Arc<DnsConfig>,
     /// The state of tailnet lock. `Some` and not disabled: no peer may be used, as nixtail can't check signatures.
     pub tailnet_lock: Option<TkaInfo>,
-    /// What control thinks is wrong with us. Untrusted text.
+    /// What control thinks is wrong with us, the gravest first. Untrusted text, bounded.
     pub health: Vec<String>,
     /// Seconds to add to our clock to have control's; 0 where they agree within a minute.
     pub clock_offset: i64,
@@ -61,13 +66,13 @@ impl Netmap {
     /// The usable peer with this node key.
     #[must_use]
     pub fn peer_by_key(&self, key: &NodePublic) -> Option<&Peer> {
-        self.peers.values().find(|peer| peer.key == *key)
+        self.peers.by_key(key)
     }
 
     /// The usable peer whose own address this is.
     #[must_use]
     pub fn peer_by_address(&self, address: IpAddr) -> Option<&Peer> {
-        self.peers.values().find(|peer| has_address(peer, address))
+        self.peers.by_address(address)
     }
 
     /// Our own addresses.
@@ -85,7 +90,54 @@ impl Netmap {
     /// Whether tailnet lock is on, which nixtail can't honour.
     #[must_use]
     pub fn is_locked(&self) -> bool {
-        self.tailnet_lock.as_ref().is_some_and(|lock| !lock.disabled)
+        state::is_on(self.tailnet_lock.as_ref())
+    }
+}
+
+impl PartialEq for Netmap {
+    /// What both share isn't looked at.
+    fn eq(&self, other: &Self) -> bool {
+        let Self {
+            self_node,
+            peers,
+            refused,
+            derp_map,
+            region_scores,
+            filter_rules,
+            ssh_policy,
+            users,
+            domain,
+            dns,
+            tailnet_lock,
+            health,
+            clock_offset,
+        } = self;
+        same(self_node, &other.self_node)
+            && *clock_offset == other.clock_offset
+            && *peers == other.peers
+            && *refused == other.refused
+            && same(derp_map, &other.derp_map)
+            && *region_scores == other.region_scores
+            && same_option(filter_rules.as_ref(), other.filter_rules.as_ref())
+            && same_option(ssh_policy.as_ref(), other.ssh_policy.as_ref())
+            && *users == other.users
+            && *domain == other.domain
+            && same(dns, &other.dns)
+            && *tailnet_lock == other.tailnet_lock
+            && *health == other.health
+    }
+}
+
+/// Whether both are equal, without a look at what they share.
+pub(crate) fn same<T: PartialEq>(one: &Arc<T>, other: &Arc<T>) -> bool {
+    Arc::ptr_eq(one, other) || one == other
+}
+
+/// As [`same`], and nothing is the same as nothing.
+pub(crate) fn same_option<T: PartialEq>(one: Option<&Arc<T>>, other: Option<&Arc<T>>) -> bool {
+    match (one, other) {
+        (Some(one), Some(other)) => same(one, other),
+        (one, other) => one.is_none() && other.is_none(),
     }
 }
 
@@ -112,11 +164,6 @@ impl fmt::Display for Refusal {
             Self::WireGuardOnly => "it speaks plain WireGuard only, which nixtail doesn't",
         })
     }
-}
-
-/// Whether `address` is one of a node's own.
-fn has_address(node: &Node, address: IpAddr) -> bool {
-    node.addresses.iter().any(|net| net.addr() == address && net.prefix_len() == net.max_prefix_len())
 }
 
 #[cfg(test)]

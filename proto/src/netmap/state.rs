@@ -1,17 +1,15 @@
 //! How the messages of one map stream make netmaps (`control/controlclient/map.go`).
 //!
 //! The state belongs to one stream: the first message of a new stream is the whole truth, so each stream begins with a
-//! new [`NetmapState`].
+//! new [`NetmapState`]. What a message costs goes by what it changes, not by the size of the tailnet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::health::Health;
 use super::normalise::{any_rule_admits, normalise};
-use super::{DerpRegions, Netmap, Peer, Refusal};
-use crate::tailcfg::{
-    DerpMap, DnsConfig, FilterRule, MapResponse, Node, NodeId, PeerChange, RegionId, SshPolicy, Timestamp, TkaInfo,
-    UserId, UserProfile,
-};
+use super::{Netmap, Peer, Peers, Refusal, SharedMap};
+use crate::tailcfg::{DerpMap, FilterRule, MapResponse, Node, NodeId, PeerChange, Timestamp, TkaInfo, UserProfile};
 
 /// The chunk of filter rules that the old field `PacketFilter` stands for.
 const BASE_FILTER: &str = "base";
@@ -32,59 +30,97 @@ pub enum NetmapError {
 /// What the messages of one stream have said so far.
 #[derive(Debug, Default)]
 pub struct NetmapState {
-    self_node: Option<Peer>,
-    peers: BTreeMap<NodeId, Peer>,
-    regions: Arc<DerpRegions>,
-    region_scores: BTreeMap<RegionId, f64>,
+    /// What is known, with each peer where it belongs.
+    netmap: Netmap,
+    /// Control has said who we are.
+    has_self: bool,
+    /// Ourselves among the peers, where control lists us: using that would be a loop.
+    own: BTreeMap<NodeId, Peer>,
+    /// Peers of an earlier stream: those that are the same take no memory anew.
+    earlier: Peers,
     filters: BTreeMap<String, Vec<FilterRule>>,
     /// The chunks in order. `None` until control has sent any.
     filter_rules: Option<Arc<Vec<FilterRule>>>,
-    ssh_policy: Option<Arc<SshPolicy>>,
-    users: Arc<BTreeMap<UserId, UserProfile>>,
-    domain: String,
-    dns: Arc<DnsConfig>,
-    tailnet_lock: Option<TkaInfo>,
-    health: Vec<String>,
-    /// Seconds to add to our clock to have control's.
-    clock_offset: i64,
+    /// Peers that tailnet lock doesn't cover: no rule may let them in.
+    unsigned: BTreeSet<NodeId>,
+    health: Health,
+    /// When the next key of a peer ends, by control's clock: until then, nobody needs to be judged anew.
+    next_expiry: Option<Timestamp>,
 }
 
 impl NetmapState {
+    /// A new stream's, after one that knew these peers.
+    #[must_use]
+    pub fn after(earlier: Peers) -> Self {
+        Self { earlier, ..Self::default() }
+    }
+
     /// Takes what a message says; `clock` is our own. A keep-alive may still carry control's time, and nothing else
     /// that matters here.
     pub fn handle_response(&mut self, response: MapResponse, clock: Timestamp) {
+        let mut is_other = false;
         if let Some(theirs) = response.control_time.filter(|time| !time.is_zero()) {
-            let offset = theirs.unix().saturating_sub(clock.unix());
-            self.clock_offset = if offset.saturating_abs() <= CLOCK_TOLERANCE { 0 } else { offset };
+            is_other = self.handle_control_time(theirs, clock);
         }
         if response.keep_alive {
+            if is_other {
+                self.judge_all(clock);
+            }
             return;
         }
-        self.handle_peers(&response, clock);
         if let Some(node) = response.node {
-            self.self_node = Some(Arc::new(normalise(node)));
+            let node = Arc::new(normalise(node));
+            is_other |= !self.has_self || self.netmap.self_node.key != node.key;
+            self.has_self = true;
+            self.netmap.self_node = node;
         }
-        if !response.user_profiles.is_empty() {
-            Arc::make_mut(&mut self.users).extend(response.user_profiles.into_iter().map(|user| (user.id, user)));
+        if let Some(lock) = response.tka_info {
+            is_other |= is_on(Some(&lock)) != self.netmap.is_locked();
+            self.netmap.tailnet_lock = Some(lock);
+        }
+        if is_other || self.is_due(clock) {
+            self.judge_all(clock);
+        }
+        let mut filter_changed = self.handle_filters(response.packet_filter, response.packet_filters);
+        let unsigned = self.unsigned.clone();
+        if response.peers.is_empty() {
+            let (removed, changed) = (response.peers_removed, response.peers_changed);
+            removed.iter().for_each(|id| drop(self.take(*id)));
+            changed.into_iter().for_each(|node| self.handle_node(node, clock));
+            response.peer_seen_change.iter().for_each(|(id, seen)| {
+                self.change(*id, clock, |peer| peer.last_seen = seen.then_some(clock));
+            });
+            response.online_change.iter().for_each(|(id, online)| {
+                self.change(*id, clock, |peer| peer.online = Some(*online));
+            });
+            for patch in response.peers_changed_patch.iter().flatten() {
+                self.change(patch.node_id, clock, |peer| apply_patch(peer, patch));
+            }
+        } else {
+            // A full list: the deltas of the same message don't count.
+            self.handle_all(response.peers, clock);
+        }
+        filter_changed |= unsigned != self.unsigned;
+        if filter_changed || !self.unsigned.is_empty() {
+            self.netmap.filter_rules = self.effective_filter();
+        }
+        for user in response.user_profiles {
+            self.handle_user(user);
         }
         if let Some(map) = response.derp_map {
             self.handle_derp_map(map);
         }
-        self.handle_filters(response.packet_filter, response.packet_filters);
         if let Some(dns) = response.dns_config {
-            self.dns = Arc::new(dns);
+            self.netmap.dns = Arc::new(dns);
         }
         if let Some(policy) = response.ssh_policy {
-            self.ssh_policy = Some(Arc::new(policy));
+            self.netmap.ssh_policy = Some(Arc::new(policy));
         }
         if !response.domain.is_empty() {
-            self.domain = response.domain;
+            self.netmap.domain = response.domain;
         }
-        if let Some(health) = response.health {
-            self.health = health;
-        }
-        if let Some(lock) = response.tka_info {
-            self.tailnet_lock = Some(lock);
+        if self.health.handle(response.health, response.display_messages) {
+            self.netmap.health = self.health.lines();
         }
     }
 
@@ -92,63 +128,112 @@ impl NetmapState {
     ///
     /// # Errors
     /// While control hasn't said who we are.
-    pub fn netmap(&self, clock: Timestamp) -> Result<Netmap, NetmapError> {
-        let self_node = self.self_node.clone().ok_or(NetmapError::NoSelfNode)?;
-        let mut netmap = Netmap {
-            self_node,
-            derp_map: Arc::clone(&self.regions),
-            region_scores: self.region_scores.clone(),
-            filter_rules: self.effective_filter(),
-            ssh_policy: self.ssh_policy.clone(),
-            users: Arc::clone(&self.users),
-            domain: self.domain.clone(),
-            dns: Arc::clone(&self.dns),
-            tailnet_lock: self.tailnet_lock.clone(),
-            health: self.health.clone(),
-            clock_offset: self.clock_offset,
-            ..Netmap::default()
-        };
-        let now = Timestamp::from_unix(clock.unix().saturating_add(self.clock_offset));
-        let is_locked = netmap.is_locked();
-        for (&id, peer) in &self.peers {
-            // Ourselves as our own peer would be a loop.
-            if peer.key == netmap.self_node.key {
-                continue;
-            }
-            match refusal(peer, is_locked, now) {
-                Some(why) => drop(netmap.refused.insert(id, (Arc::clone(peer), why))),
-                None => drop(netmap.peers.insert(id, Arc::clone(peer))),
-            }
+    pub fn netmap(&mut self, clock: Timestamp) -> Result<Netmap, NetmapError> {
+        if !self.has_self {
+            return Err(NetmapError::NoSelfNode);
         }
-        Ok(netmap)
+        if self.is_due(clock) {
+            self.judge_all(clock);
+        }
+        Ok(self.netmap.clone())
     }
 
-    fn handle_peers(&mut self, response: &MapResponse, clock: Timestamp) {
-        let upsert = |node: &Node| (node.id, Arc::new(normalise(node.clone())));
-        if !response.peers.is_empty() {
-            // A full list: the deltas of the same message don't count.
-            self.peers = response.peers.iter().map(upsert).collect();
-            return;
+    /// Says whether our clock is to be corrected otherwise than before.
+    fn handle_control_time(&mut self, theirs: Timestamp, clock: Timestamp) -> bool {
+        let offset = theirs.unix().saturating_sub(clock.unix());
+        let offset = if offset.saturating_abs() <= CLOCK_TOLERANCE { 0 } else { offset };
+        std::mem::replace(&mut self.netmap.clock_offset, offset) != offset
+    }
+
+    fn handle_all(&mut self, nodes: Vec<Node>, clock: Timestamp) {
+        let known = std::mem::take(&mut self.netmap.peers);
+        let earlier = std::mem::take(&mut self.earlier);
+        self.netmap.refused = SharedMap::default();
+        self.own.clear();
+        self.unsigned.clear();
+        self.next_expiry = None;
+        for node in nodes {
+            let node = normalise(node);
+            let same = known.get(&node.id).or_else(|| earlier.get(&node.id)).filter(|known| ***known == node);
+            let peer = same.map_or_else(|| Arc::new(node), Arc::clone);
+            self.put(peer, clock);
         }
-        for id in &response.peers_removed {
-            self.peers.remove(id);
-        }
-        self.peers.extend(response.peers_changed.iter().map(upsert));
-        for (id, &seen) in &response.peer_seen_change {
-            self.change(*id, |peer| peer.last_seen = seen.then_some(clock));
-        }
-        for (id, &online) in &response.online_change {
-            self.change(*id, |peer| peer.online = Some(online));
-        }
-        for patch in response.peers_changed_patch.iter().flatten() {
-            self.change(patch.node_id, |peer| apply_patch(peer, patch));
-        }
+    }
+
+    fn handle_node(&mut self, node: Node, clock: Timestamp) {
+        let node = normalise(node);
+        self.put(Arc::new(node), clock);
     }
 
     /// Changes a peer, if it is known.
-    fn change(&mut self, id: NodeId, change: impl FnOnce(&mut Node)) {
-        if let Some(peer) = self.peers.get_mut(&id) {
-            change(Arc::make_mut(peer));
+    fn change(&mut self, id: NodeId, clock: Timestamp, change: impl FnOnce(&mut Node)) {
+        let Some(mut peer) = self.find(id).cloned() else { return };
+        change(Arc::make_mut(&mut peer));
+        self.put(peer, clock);
+    }
+
+    fn find(&self, id: NodeId) -> Option<&Peer> {
+        let refused = || self.netmap.refused.get(&id).map(|(peer, _)| peer);
+        self.netmap.peers.get(&id).or_else(refused).or_else(|| self.own.get(&id))
+    }
+
+    fn take(&mut self, id: NodeId) -> Option<Peer> {
+        self.unsigned.remove(&id);
+        let refused = self.netmap.refused.remove(&id).map(|(peer, _)| peer);
+        self.netmap.peers.remove(&id).or(refused).or_else(|| self.own.remove(&id))
+    }
+
+    /// Puts a peer where it belongs, in place of what its number stood for.
+    fn put(&mut self, peer: Peer, clock: Timestamp) {
+        let (id, now) = (peer.id, self.control_time(clock));
+        if peer.unsigned_peer_api_only {
+            self.unsigned.insert(id);
+        } else {
+            self.unsigned.remove(&id);
+        }
+        if has_end(&peer) && peer.key_expiry >= now {
+            self.next_expiry = Some(self.next_expiry.map_or(peer.key_expiry, |next| next.min(peer.key_expiry)));
+        }
+        let is_own = self.has_self && peer.key == self.netmap.self_node.key;
+        let refusal = refusal(&peer, self.netmap.is_locked(), now);
+        if is_own || refusal.is_some() {
+            self.netmap.peers.remove(&id);
+        }
+        if is_own || refusal.is_none() {
+            self.netmap.refused.remove(&id);
+        }
+        if !is_own {
+            self.own.remove(&id);
+        }
+        match refusal {
+            _ if is_own => drop(self.own.insert(id, peer)),
+            Some(why) => drop(self.netmap.refused.insert(id, (peer, why))),
+            None => drop(self.netmap.peers.insert(id, peer)),
+        }
+    }
+
+    /// Whether a key has ended since peers were judged.
+    fn is_due(&self, clock: Timestamp) -> bool {
+        self.next_expiry.is_some_and(|at| at < self.control_time(clock))
+    }
+
+    /// Judges all peers anew.
+    fn judge_all(&mut self, clock: Timestamp) {
+        self.next_expiry = None;
+        let refused = self.netmap.refused.values().map(|(peer, _)| peer);
+        let all: Vec<Peer> = self.netmap.peers.values().chain(refused).chain(self.own.values()).cloned().collect();
+        for peer in all {
+            self.put(peer, clock);
+        }
+    }
+
+    fn control_time(&self, clock: Timestamp) -> Timestamp {
+        Timestamp::from_unix(clock.unix().saturating_add(self.netmap.clock_offset))
+    }
+
+    fn handle_user(&mut self, user: UserProfile) {
+        if self.netmap.users.get(&user.id).is_none_or(|known| **known != user) {
+            self.netmap.users.insert(user.id, Arc::new(user));
         }
     }
 
@@ -160,20 +245,21 @@ impl NetmapState {
                 region.region_id = id;
                 Some((id, region))
             });
-            self.regions = Arc::new(regions.collect());
+            self.netmap.derp_map = Arc::new(regions.collect());
         }
         if let Some(scores) = map.home_params.and_then(|params| params.region_score) {
-            self.region_scores = scores;
+            self.netmap.region_scores = scores;
         }
     }
 
+    /// Says whether there was anything about filters.
     fn handle_filters(
         &mut self,
         base: Option<Vec<FilterRule>>,
         named: Option<BTreeMap<String, Option<Vec<FilterRule>>>>,
-    ) {
+    ) -> bool {
         if base.is_none() && named.is_none() {
-            return;
+            return false;
         }
         if let Some(rules) = base {
             self.filters.insert(BASE_FILTER.to_owned(), rules);
@@ -189,12 +275,13 @@ impl NetmapState {
             }
         }
         self.filter_rules = Some(Arc::new(self.filters.values().flatten().cloned().collect()));
+        true
     }
 
     /// The rules, or none at all if they let in a node that tailnet lock doesn't cover: control must not do that.
     fn effective_filter(&self) -> Option<Arc<Vec<FilterRule>>> {
         let rules = self.filter_rules.as_ref()?;
-        let unsigned = self.peers.values().filter(|peer| peer.unsigned_peer_api_only).flat_map(|peer| &peer.addresses);
+        let unsigned = self.unsigned.iter().filter_map(|id| self.find(*id)).flat_map(|peer| &peer.addresses);
         if any_rule_admits(rules, unsigned) {
             tracing::warn!("control's packet filter lets unsigned peers in: nobody is let in");
             return Some(Arc::default());
@@ -203,8 +290,17 @@ impl NetmapState {
     }
 }
 
+/// Whether tailnet lock is on.
+pub(super) fn is_on(lock: Option<&TkaInfo>) -> bool {
+    lock.is_some_and(|lock| !lock.disabled)
+}
+
+fn has_end(peer: &Node) -> bool {
+    !peer.key_expiry.is_zero()
+}
+
 fn refusal(peer: &Node, is_locked: bool, now: Timestamp) -> Option<Refusal> {
-    let has_ended = peer.expired || (!peer.key_expiry.is_zero() && peer.key_expiry < now);
+    let has_ended = peer.expired || (has_end(peer) && peer.key_expiry < now);
     match () {
         () if is_locked => Some(Refusal::TailnetLock),
         () if has_ended => Some(Refusal::Expired),

@@ -28,7 +28,7 @@ fn node(id: i64, name: &str) -> Value {
 /// What a peer has after a message, of the fields that a test sets.
 fn peers_after(before: &[Value], message: Value) -> Vec<Peer> {
     let first = json!({"Node": {"ID": 99, "Key": key(99)}, "PeersChanged": before});
-    with(&[first, message]).peers.into_values().collect()
+    with(&[first, message]).peers.values().cloned().collect()
 }
 
 #[test]
@@ -171,7 +171,11 @@ fn a_filter_that_admits_unsigned_peers_admits_nobody() {
         let netmap = with(&[json!({"Node": {"ID": 1}, "PacketFilter": [rule(source)],
             "Peers": [{"ID": 2, "Key": key(2), "Addresses": ["100.64.0.2/32"], "AllowedIPs": ["0.0.0.0/0"], "UnsignedPeerAPIOnly": true}]})]);
         assert_eq!(sources(&netmap).unwrap().is_empty(), admits, "{source}");
-        assert_eq!(netmap.peers[&2].allowed_ips(), &netmap.peers[&2].addresses[..], "routes are cut");
+        assert_eq!(
+            netmap.peers.get(&2).unwrap().allowed_ips(),
+            &netmap.peers.get(&2).unwrap().addresses[..],
+            "routes are cut"
+        );
     }
 }
 
@@ -211,9 +215,9 @@ fn nodes_are_normalised() {
             {"ID": 2, "Key": key(2), "Addresses": ["100.64.0.2/32"], "AllowedIPs": null, "DERP": "127.3.3.40:7"},
             {"ID": 3, "Key": key(3), "Addresses": ["100.64.0.3/32"], "AllowedIPs": [], "HomeDERP": 2, "DERP": "127.3.3.40:7"}]})]);
     assert_eq!(netmap.self_node.cap_map.len(), 2);
-    assert_eq!(netmap.peers[&2].allowed_ips().len(), 1);
-    assert_eq!(netmap.peers[&3].allowed_ips().len(), 0);
-    assert_eq!((netmap.peers[&2].home_derp, netmap.peers[&3].home_derp), (7, 2));
+    assert_eq!(netmap.peers.get(&2).unwrap().allowed_ips().len(), 1);
+    assert_eq!(netmap.peers.get(&3).unwrap().allowed_ips().len(), 0);
+    assert_eq!((netmap.peers.get(&2).unwrap().home_derp, netmap.peers.get(&3).unwrap().home_derp), (7, 2));
     assert!(netmap.peer_by_address("100.64.0.3".parse().unwrap()).is_some());
     assert_eq!(netmap.peer_by_key(&key(2)).map(|peer| peer.id), Some(2));
 }
@@ -239,6 +243,161 @@ fn peers_that_must_not_be_used_are_apart() {
     assert!(netmap.is_locked() && netmap.peers.is_empty());
     assert!(netmap.refused.values().all(|(_, why)| *why == Refusal::TailnetLock));
     assert_eq!(ids(&with(&[locked, json!({"TKAInfo": {"Disabled": true}})])), [5]);
+}
+
+#[test]
+fn what_control_finds_wrong_changes_by_name() {
+    let me = json!({"Node": {"ID": 1}, "Health": ["old words"]});
+    let message = |title: &str, severity: &str| json!({"Title": title, "Text": "Do it.", "Severity": severity});
+    let named =
+        json!({"DisplayMessages": {"b": message("Second", "low"), "a": message("First", "high"), "c": {"Text": "x"}}});
+    let action = json!({"DisplayMessages": {"a": null, "b": {"Title": "Second", "Text": "Do it.", "Severity": "strange",
+        "PrimaryAction": {"URL": "https://example.com/x", "Label": "There"}}}});
+    let cleared = json!({"DisplayMessages": {"*": null}});
+    let is = |messages: &[&Value], want: &[&str]| {
+        let messages: Vec<_> = messages.iter().map(|message| (*message).clone()).collect();
+        assert_eq!(with(&messages).health, want);
+    };
+    is(&[&me, &json!({"Health": null})], &["old words"]);
+    is(&[&me, &json!({"Health": []})], &[]);
+    is(&[&me, &named], &["First: Do it.", "Second: Do it.", "x"]);
+    is(&[&me, &named, &json!({"DisplayMessages": null})], &["First: Do it.", "Second: Do it.", "x"]);
+    is(&[&me, &named, &action], &["Second: Do it. (There: https://example.com/x)", "x"]);
+    is(&[&me, &named, &cleared], &["old words"]);
+    let many: serde_json::Map<_, _> = (0..1000).map(|n| (n.to_string(), message(&"y".repeat(5000), "low"))).collect();
+    let health = with(&[me, json!({"DisplayMessages": many})]).health;
+    assert!(health.len() <= 64 && health.iter().all(|line| line.len() <= 1000));
+}
+
+#[test]
+fn peers_are_found_by_what_they_have_now() {
+    let me = json!({"ID": 1, "Key": key(1)});
+    let peer = |id: u8, name: &str, more: Value| {
+        let mut peer =
+            json!({"ID": id, "Name": format!("{name}.x."), "Key": key(id), "Addresses": [format!("100.64.0.{id}/32")]});
+        peer.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        peer
+    };
+    let first = json!({"Node": me, "Peers": [peer(2, "Two", json!({"Tags": ["tag:a", "tag:b"]})), peer(3, "three", json!({}))]});
+    let find = |netmap: &Netmap, name: &str, tag: &str, n: u8| {
+        let of = |peers: Vec<&Peer>| peers.iter().map(|peer| peer.id).collect::<Vec<_>>();
+        let address = format!("100.64.0.{n}").parse().unwrap();
+        (
+            of(netmap.peers.called(name).collect()),
+            of(netmap.peers.tagged(tag).collect()),
+            of(netmap.peers.by_key(&key(n)).into_iter().collect()),
+            of(netmap.peers.by_address(address).into_iter().collect()),
+        )
+    };
+    let before = with(std::slice::from_ref(&first));
+    assert_eq!(find(&before, "two.x", "tag:b", 2), (vec![2], vec![2], vec![2], vec![2]));
+    let changed =
+        peer(2, "other", json!({"Tags": ["tag:b"], "Key": key(9), "Addresses": ["100.64.0.9/32", "10.0.0.0/8"]}));
+    let after = with(&[first.clone(), json!({"PeersChanged": [changed]})]);
+    assert_eq!(find(&after, "two.x", "tag:a", 2), (vec![], vec![], vec![], vec![]));
+    assert_eq!(find(&after, "other.x", "tag:b", 9), (vec![2], vec![2], vec![2], vec![2]));
+    assert!(after.peer_by_address("10.0.0.0".parse().unwrap()).is_none(), "a network is nobody's own address");
+    let gone = with(&[first, json!({"PeersRemoved": [2]})]);
+    assert_eq!(find(&gone, "two.x", "tag:a", 2), (vec![], vec![], vec![], vec![]));
+}
+
+/// Messages at random, of few peers: so that all kinds of changes meet.
+fn some_message() -> impl proptest::strategy::Strategy<Value = Value> {
+    use proptest::prelude::*;
+    let ids = || prop::collection::vec(2_u8..8, 0..4);
+    let some_node = (2_u8..8, 2_u8..8, 0_u8..4, any::<bool>(), prop::option::of(0_i64..4)).prop_map(|(id, k, kind, online, ends)| {
+        let ends = ends.map_or_else(|| Timestamp::default().to_string(), |n| Timestamp::from_unix(CLOCK.unix() + n * 50).to_string());
+        json!({"ID": id, "Name": format!("n{k}.x."), "Key": key(k), "Addresses": [format!("100.64.0.{k}/32")], "Online": online,
+            "KeyExpiry": ends, "Expired": kind == 1, "IsWireGuardOnly": kind == 2, "UnsignedPeerAPIOnly": kind == 3})
+    });
+    let patch = (2_u8..8, prop::option::of(1_u8..8), any::<bool>())
+        .prop_map(|(id, k, online)| json!({"NodeID": id, "Online": online, "Key": k.map(key)}));
+    let nodes = || prop::collection::vec(some_node.clone(), 0..5);
+    let rules = prop::option::of(prop::collection::vec((2_u8..8).prop_map(|n| rule(&format!("100.64.0.{n}"))), 0..2));
+    let rare = (
+        prop::option::weighted(0.1, any::<bool>()),
+        prop::option::weighted(0.1, 1_u8..8),
+        prop::option::weighted(0.1, 0_i64..400),
+    );
+    (nodes(), nodes(), ids(), prop::collection::vec(patch, 0..3), rules, 0_u8..8, rare).prop_map(
+        |(all, changed, removed, patches, rules, whole, (lock, own, ahead))| {
+            let mut message = json!({"PeersChanged": changed, "PeersRemoved": removed, "PeersChangedPatch": patches, "PacketFilter": rules});
+            if whole == 0 {
+                message["Peers"] = json!(all);
+            }
+            if let Some(disabled) = lock {
+                message["TKAInfo"] = json!({"Head": "x", "Disabled": disabled});
+            }
+            if let Some(own) = own {
+                message["Node"] = json!({"ID": 1, "Key": key(own)});
+            }
+            if let Some(ahead) = ahead {
+                message["ControlTime"] = json!(Timestamp::from_unix(CLOCK.unix() + ahead).to_string());
+            }
+            message
+        },
+    )
+}
+
+proptest::proptest! {
+    /// What was changed bit by bit is what the same facts make at once.
+    #[test]
+    fn changes_bit_by_bit_lead_where_the_whole_does(
+        messages in proptest::collection::vec((some_message(), 0_i64..60), 1..12),
+    ) {
+        let mut state = NetmapState::default();
+        let mut clock = CLOCK;
+        let mut last = Netmap::default();
+        let first: MapResponse = serde_json::from_value(json!({"Node": {"ID": 1, "Key": key(1)}})).unwrap();
+        state.handle_response(first, clock);
+        for (message, passed) in messages {
+            clock = Timestamp::from_unix(clock.unix() + passed);
+            state.handle_response(serde_json::from_value(message).unwrap(), clock);
+            let netmap = state.netmap(clock).unwrap();
+
+            let refused = netmap.refused.values().map(|(peer, _)| peer);
+            let all: Vec<_> = netmap.peers.values().chain(refused).map(|peer| (**peer).clone()).collect();
+            let whole = MapResponse {
+                node: Some((*netmap.self_node).clone()),
+                peers: all,
+                tka_info: netmap.tailnet_lock.clone(),
+                control_time: Some(Timestamp::from_unix(clock.unix() + netmap.clock_offset)),
+                ..MapResponse::default()
+            };
+            let mut anew = NetmapState::default();
+            anew.handle_response(whole, clock);
+            let anew = anew.netmap(clock).unwrap();
+            proptest::prop_assert_eq!(&netmap.peers, &anew.peers);
+            proptest::prop_assert_eq!(&netmap.refused, &anew.refused);
+            for n in 1..9 {
+                let expected = netmap.peers.values().find(|peer| peer.key == key(n));
+                proptest::prop_assert_eq!(netmap.peer_by_key(&key(n)), expected);
+            }
+            let unsigned: Vec<_> = all_unsigned(&netmap).collect();
+            if !unsigned.is_empty() && let Some(rules) = &netmap.filter_rules {
+                let admits = |rule: &FilterRule| unsigned.iter().any(|address| rule.src_ips.contains(address));
+                proptest::prop_assert!(!rules.iter().any(admits));
+            }
+
+            let changes = Changes::between(&last, &netmap);
+            for peer in netmap.peers.values() {
+                let known = last.peers.get(&peer.id);
+                proptest::prop_assert_eq!(changes.added.contains(&peer.id), known.is_none());
+                let is_changed = known.is_some_and(|known| known != peer);
+                proptest::prop_assert_eq!(changes.changed.iter().any(|change| change.id == peer.id), is_changed);
+            }
+            for peer in last.peers.values() {
+                proptest::prop_assert_eq!(changes.removed_keys.contains(&peer.key), netmap.peer_by_key(&peer.key).is_none());
+            }
+            last = netmap;
+        }
+    }
+}
+
+fn all_unsigned(netmap: &Netmap) -> impl Iterator<Item = String> {
+    let refused = netmap.refused.values().map(|(peer, _)| peer);
+    let unsigned = netmap.peers.values().chain(refused).filter(|peer| peer.unsigned_peer_api_only);
+    unsigned.flat_map(|peer| peer.addresses.iter().map(|net| net.addr().to_string())).collect::<Vec<_>>().into_iter()
 }
 
 #[test]

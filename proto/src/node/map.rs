@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Node, PeerId, PingError};
+use super::{Node, PingError};
 use crate::filter;
-use crate::netmap::{DerpRegions, Netmap};
+use crate::key::NodePublic;
+use crate::netmap::{self, DerpRegions, Netmap, Peers, same, same_option};
 use crate::stack::ConnectionError;
 use crate::tailcfg::{FilterRule, RegionId};
 
@@ -18,33 +19,59 @@ pub(super) struct Applied {
     filter_rules: Option<Arc<Vec<FilterRule>>>,
     derp_map: Arc<DerpRegions>,
     region_scores: BTreeMap<RegionId, f64>,
+    peers: Peers,
 }
 
 impl Node {
     /// Takes a netmap, whole. Peers that are gone, or have another key, lose their streams at once; what changes of the
-    /// others takes effect, and handshakes under way are tried again.
+    /// others takes effect, and handshakes under way are tried again. What it shares with the netmap before costs nothing.
     pub fn handle_netmap(&mut self, now: Instant, netmap: &Netmap) {
         self.now = now;
         self.apply_addresses(now, netmap);
         self.apply_filter(netmap);
         self.apply_relays(now, netmap);
-        self.remove_peers(now, netmap);
-        for node in netmap.peers.values() {
-            let Some(id) = self.peers.by_key(&node.key) else {
-                self.peers.insert(Arc::clone(node));
-                continue;
-            };
-            let Some(peer) = self.peers.get_mut(id) else { continue };
-            if Arc::ptr_eq(&peer.node, node) || peer.node == *node {
-                continue;
-            }
-            let old = std::mem::replace(&mut peer.node, Arc::clone(node));
-            if let Some(tunnel) = &mut peer.tunnel {
-                tunnel.handle_node(now, &old, node);
-                self.schedule.wake(id);
+        self.apply_peers(now, netmap);
+    }
+
+    fn apply_peers(&mut self, now: Instant, netmap: &Netmap) {
+        let before = std::mem::replace(&mut self.applied.peers, netmap.peers.clone());
+        let (mut had, mut has) = (Vec::new(), Vec::new());
+        netmap.peers.differences(&before, |before, after| {
+            had.extend(before.map(|node| (node.id, node.key)));
+            has.extend(after.map(|node| node.key));
+        });
+        for (id, key) in &had {
+            match netmap.peers.by_key(key) {
+                // Another number may have it now.
+                Some(_) => has.push(*key),
+                None => {
+                    let reason = match netmap.peers.get(id) {
+                        Some(_) => ConnectionError::PeerKeyChanged,
+                        None => ConnectionError::PeerRemoved,
+                    };
+                    self.remove_peer(now, key, reason);
+                }
             }
         }
-        self.peers.index_all();
+        for node in has.iter().filter_map(|key| netmap.peers.by_key(key)) {
+            self.apply_peer(now, node);
+        }
+    }
+
+    fn apply_peer(&mut self, now: Instant, node: &netmap::Peer) {
+        let Some(id) = self.peers.by_key(&node.key) else {
+            self.peers.insert(Arc::clone(node));
+            return;
+        };
+        if self.peers.get(id).is_some_and(|peer| same(&peer.node, node)) {
+            return;
+        }
+        let old = self.peers.replace(id, node);
+        let tunnel = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut());
+        if let Some((old, tunnel)) = old.zip(tunnel) {
+            tunnel.handle_node(now, &old, node);
+            self.schedule.wake(id);
+        }
     }
 
     fn apply_addresses(&mut self, now: Instant, netmap: &Netmap) {
@@ -58,7 +85,7 @@ impl Node {
     }
 
     fn apply_filter(&mut self, netmap: &Netmap) {
-        if self.applied.filter_rules == netmap.filter_rules {
+        if same_option(self.applied.filter_rules.as_ref(), netmap.filter_rules.as_ref()) {
             return;
         }
         self.applied.filter_rules.clone_from(&netmap.filter_rules);
@@ -70,7 +97,7 @@ impl Node {
     }
 
     fn apply_relays(&mut self, now: Instant, netmap: &Netmap) {
-        if self.applied.derp_map == netmap.derp_map && self.applied.region_scores == netmap.region_scores {
+        if same(&self.applied.derp_map, &netmap.derp_map) && self.applied.region_scores == netmap.region_scores {
             return;
         }
         self.applied.derp_map = Arc::clone(&netmap.derp_map);
@@ -82,19 +109,8 @@ impl Node {
         self.wake_tunnels(now);
     }
 
-    fn remove_peers(&mut self, now: Instant, netmap: &Netmap) {
-        let keys: std::collections::HashSet<_> = netmap.peers.values().map(|node| node.key).collect();
-        for id in self.peers.ids() {
-            let Some(peer) = self.peers.get(id).filter(|peer| !keys.contains(&peer.key)) else { continue };
-            let reason = match netmap.peers.get(&peer.node.id) {
-                Some(_) => ConnectionError::PeerKeyChanged,
-                None => ConnectionError::PeerRemoved,
-            };
-            self.remove_peer(now, id, reason);
-        }
-    }
-
-    fn remove_peer(&mut self, now: Instant, id: PeerId, reason: ConnectionError) {
+    fn remove_peer(&mut self, now: Instant, key: &NodePublic, reason: ConnectionError) {
+        let Some(id) = self.peers.by_key(key) else { return };
         self.stack.abort_peer(now, id, reason);
         if let Some(peer) = self.peers.remove(id) {
             self.relay.forget_peer(&peer.key);

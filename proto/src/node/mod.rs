@@ -25,6 +25,7 @@ use crate::tunnel::handshake::{Gate, Identity};
 use crate::tunnel::paths::ACTIVE_FOR;
 
 mod application;
+mod claims;
 mod discovery;
 mod inbound;
 mod map;
@@ -211,7 +212,8 @@ impl Node {
 
     /// How things are with the peers that were talked to.
     pub fn peer_status(&self, now: Instant) -> impl Iterator<Item = PeerStatus> + '_ {
-        self.peers.iter().filter_map(move |(_, peer)| {
+        self.peers.with_tunnels().into_iter().filter_map(move |id| {
+            let peer = self.peers.get(id)?;
             let tunnel = peer.tunnel.as_ref()?;
             Some(PeerStatus {
                 key: peer.key,
@@ -291,7 +293,7 @@ impl Node {
 
     /// A relay came or went: whoever waits for one may go on.
     fn wake_tunnels(&mut self, now: Instant) {
-        for id in self.peers.ids() {
+        for id in self.peers.with_tunnels() {
             if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) {
                 tunnel.nudge(now);
                 self.schedule.wake(id);

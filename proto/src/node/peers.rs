@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use rand_core::CryptoRng;
 
+use super::claims::Claims;
 use crate::key::{DiscoPublic, NodePublic};
 use crate::tailcfg::Node;
 use crate::tunnel::Tunnel;
@@ -31,8 +33,8 @@ pub(super) struct Peer {
 pub(super) struct Peers {
     by_id: HashMap<PeerId, Peer>,
     by_key: HashMap<NodePublic, PeerId>,
-    by_address: HashMap<IpAddr, PeerId>,
-    by_disco: HashMap<DiscoPublic, PeerId>,
+    by_address: Claims<IpAddr>,
+    by_disco: Claims<DiscoPublic>,
     by_index: HashMap<u32, PeerId>,
     next: u64,
 }
@@ -51,11 +53,11 @@ impl Peers {
     }
 
     pub(super) fn by_address(&self, address: IpAddr) -> Option<PeerId> {
-        self.by_address.get(&address).copied()
+        self.by_address.owner(&address)
     }
 
     pub(super) fn by_disco(&self, key: &DiscoPublic) -> Option<PeerId> {
-        self.by_disco.get(key).copied()
+        self.by_disco.owner(key)
     }
 
     /// The peer whose session has this receiver index.
@@ -63,22 +65,28 @@ impl Peers {
         self.by_index.get(&(receiver >> (u32::BITS - INDEX_BITS))).copied()
     }
 
-    pub(super) fn ids(&self) -> Vec<PeerId> {
-        let mut ids: Vec<PeerId> = self.by_id.keys().copied().collect();
+    /// The peers that were talked to, in the order in which they came.
+    pub(super) fn with_tunnels(&self) -> Vec<PeerId> {
+        let mut ids: Vec<PeerId> = self.by_index.values().copied().collect();
         ids.sort_unstable();
         ids
-    }
-
-    pub(super) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
-        self.by_id.iter().map(|(id, peer)| (*id, peer))
     }
 
     pub(super) fn insert(&mut self, node: Arc<Node>) -> PeerId {
         let id = PeerId(self.next);
         self.next += 1;
         self.by_key.insert(node.key, id);
-        self.by_id.insert(id, Peer { key: node.key, node, addresses: Vec::new(), tunnel: None });
+        self.by_id.insert(id, Peer { key: node.key, node: Arc::clone(&node), addresses: Vec::new(), tunnel: None });
+        self.handle_claims(id, None, Some(&node));
         id
+    }
+
+    /// Control says something else of a peer than before. Answers what it said before.
+    pub(super) fn replace(&mut self, id: PeerId, node: &Arc<Node>) -> Option<Arc<Node>> {
+        let peer = self.by_id.get_mut(&id)?;
+        let old = std::mem::replace(&mut peer.node, Arc::clone(node));
+        self.handle_claims(id, Some(&old), Some(node));
+        Some(old)
     }
 
     pub(super) fn remove(&mut self, id: PeerId) -> Option<Peer> {
@@ -87,24 +95,34 @@ impl Peers {
         if let Some(tunnel) = &peer.tunnel {
             self.by_index.remove(&tunnel.index());
         }
+        self.handle_claims(id, Some(&peer.node), None);
         Some(peer)
     }
 
-    /// Makes the tables of addresses and disco keys anew. An address or disco key that two peers claim is the one's that
-    /// came first, always and alone.
-    pub(super) fn index_all(&mut self) {
-        self.by_address.clear();
-        self.by_disco.clear();
-        for id in self.ids() {
-            let Some(peer) = self.by_id.get_mut(&id) else { continue };
-            peer.addresses.clear();
-            for net in peer.node.addresses.iter().filter(|net| net.prefix_len() == net.max_prefix_len()) {
-                if *self.by_address.entry(net.addr()).or_insert(id) == id {
-                    peer.addresses.push(net.addr());
-                }
-            }
-            if !peer.node.disco_key.is_zero() {
-                self.by_disco.entry(peer.node.disco_key).or_insert(id);
+    /// Brings the tables of addresses and disco keys up to date with a change of one peer.
+    fn handle_claims(&mut self, id: PeerId, old: Option<&Node>, new: Option<&Node>) {
+        let disco_key = |node: Option<&Node>| node.map(|node| node.disco_key).filter(|key| !key.is_zero());
+        let (old_disco, new_disco) = (disco_key(old), disco_key(new));
+        if old_disco != new_disco {
+            old_disco.and_then(|key| self.by_disco.release(key, id));
+            new_disco.and_then(|key| self.by_disco.claim(key, id));
+        }
+        let addresses = |node: Option<&Node>| node.into_iter().flat_map(own_addresses).collect::<Vec<_>>();
+        let (before, after) = (addresses(old), addresses(new));
+        if before == after {
+            return;
+        }
+        let mut touched = vec![id];
+        for address in before.iter().filter(|address| !after.contains(address)) {
+            touched.extend(self.by_address.release(*address, id));
+        }
+        for address in after.iter().filter(|address| !before.contains(address)) {
+            touched.extend(self.by_address.claim(*address, id));
+        }
+        for id in touched {
+            if let Some(peer) = self.by_id.get_mut(&id) {
+                let is_its = |address: &IpAddr| self.by_address.owner(address) == Some(id);
+                peer.addresses = own_addresses(&peer.node).filter(is_its).collect();
             }
         }
     }
@@ -131,4 +149,9 @@ impl Peers {
         let Peer { tunnel, node, .. } = peer;
         Some((node, tunnel.as_mut()?))
     }
+}
+
+/// A node's single addresses, without wider networks.
+fn own_addresses(node: &Node) -> impl Iterator<Item = IpAddr> {
+    node.addresses.iter().filter(|net| net.prefix_len() == net.max_prefix_len()).map(IpNet::addr)
 }

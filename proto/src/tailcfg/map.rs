@@ -140,6 +140,10 @@ pub struct MapResponse {
     /// What control thinks is wrong with us; `Some([])` is nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub health: Option<Vec<String>>,
+    /// The same in a richer form, by name (capability version 117): `null` takes a name away, and the name `*` with `null`
+    /// all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub display_messages: Option<BTreeMap<String, Option<DisplayMessage>>>,
     /// Who may log in here.
     #[serde(rename = "SSHPolicy", skip_serializing_if = "Option::is_none")]
     pub ssh_policy: Option<SshPolicy>,
@@ -260,6 +264,52 @@ pub struct DnsRecord {
     pub kind: String,
     /// The address.
     pub value: String,
+}
+
+/// Something that control wants a person to know (`tailcfg.DisplayMessage`). Untrusted text.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DisplayMessage {
+    /// A line without a full stop.
+    pub title: String,
+    /// A few sentences.
+    pub text: String,
+    /// How grave it is.
+    #[serde(deserialize_with = "null_default")]
+    pub severity: Severity,
+    /// It keeps nodes from reaching each other.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub impacts_connectivity: bool,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub primary_action: Option<DisplayMessageAction>,
+}
+
+/// How grave a [`DisplayMessage`] is, the gravest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Needs somebody now.
+    High,
+    /// Matters.
+    Medium,
+    /// Can wait.
+    Low,
+    /// A word that isn't known.
+    #[default]
+    #[serde(other)]
+    Unknown,
+}
+
+/// What to do about a [`DisplayMessage`].
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct DisplayMessageAction {
+    /// Where it is done.
+    #[serde(rename = "URL")]
+    pub url: String,
+    /// What is done there.
+    pub label: String,
 }
 
 /// The state of tailnet lock.

@@ -18,8 +18,8 @@ pub use derp_map::{DerpMap, DerpNode, DerpRegion, HomeParams, RegionId};
 pub use filter_rule::{CapGrant, FilterRule, NetPortRange, PortRange};
 pub use hostinfo::{Hostinfo, NetInfo, Service};
 pub use map::{
-    ClientVersion, DnsConfig, DnsRecord, EndpointType, MapRequest, MapResponse, PeerChange, PingRequest, PingResponse,
-    TkaInfo,
+    ClientVersion, DisplayMessage, DisplayMessageAction, DnsConfig, DnsRecord, EndpointType, MapRequest, MapResponse,
+    PeerChange, PingRequest, PingResponse, Severity, TkaInfo,
 };
 pub use node::{Node, NodeId, StableNodeId, UserId, UserProfile};
 pub use register::{RegisterAuth, RegisterRequest, RegisterResponse};

@@ -1,17 +1,24 @@
 //! A node and its peers, a line each.
 
-use crate::agent::{Path, Peer, Status};
+use crate::agent::{Path, Peer, StageTime, Status};
 use crate::report::plain;
 use crate::report::words::{bytes, round_trip};
 
-/// This node first, then its peers by name.
+/// This node first, with what its start took, then its peers by name.
 pub(super) fn lines(status: &Status) -> Vec<String> {
     let own = &status.own;
     let mut lines = vec![row(&plain(&own.name), &address(&own.addresses), "this node", &home(own.home_region))];
+    lines.extend(start(&status.start));
     for peer in &status.peers {
         lines.push(row(&plain(&peer.name), &address(&peer.addresses), online(peer), &path(peer)));
     }
     lines
+}
+
+/// When each stage of the start was reached.
+fn start(stages: &[StageTime]) -> Option<String> {
+    let stages: Vec<_> = stages.iter().map(|time| format!("{} {}", time.stage, round_trip(time.ms))).collect();
+    (!stages.is_empty()).then(|| format!("{:<16} {}", "its start", stages.join(", ")))
 }
 
 /// The first of a node's addresses.

@@ -103,7 +103,7 @@ impl Wanted {
                 seen.collect()
             }
             Who::Tagged { tag, run, .. } => {
-                let tagged = netmap.peers.values().filter(|node| node.tags.contains(tag));
+                let tagged = netmap.peers.tagged(tag);
                 let seen = tagged.filter_map(|node| {
                     // The short name, unless it leads to another node: one that is shared in, or a ghost's successor.
                     let leads_here = |name: &&str| node_of(name).is_some_and(|found| found.key == node.key);
