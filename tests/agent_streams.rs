@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use nixtail::agent::{Agent, Config, DialError, JOIN_DEADLINE, LEAVE_DEADLINE, PingKind};
+use nixtail::agent::{Agent, Config, DialError, JOIN_DEADLINE, LEAVE_DEADLINE, PingKind, Stage};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Config as DevnetConfig, Devnet, Policy};
 use nixtail_proto::proxy::Proxies;
@@ -150,4 +150,47 @@ async fn a_policy_that_forbids_lets_nothing_through() {
     assert!(timeout(Duration::from_millis(100), listener.accept()).await.is_err());
     left.leave(LEAVE_DEADLINE).await.unwrap();
     right.leave(LEAVE_DEADLINE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_tunnel_carries_on_while_control_is_dialled_again() {
+    let net = Net::start(Policy::allow_all()).await;
+    let (left, right) = tokio::join!(net.join("left", true, true), net.join("right", true, true));
+    sees(&left, "right").await;
+    let stages: Vec<Stage> = left.status().await.start.iter().map(|time| time.stage).collect();
+    for stage in [Stage::ServerKey, Stage::Connected, Stage::Registered, Stage::FirstMap, Stage::HomeRelay, Stage::Told] {
+        assert!(stages.contains(&stage), "{stage} is missing in {stages:?}");
+    }
+    assert_eq!(stages.last(), Some(&Stage::Ready), "{stages:?}");
+
+    let mut listener = right.listen(9000).await.unwrap();
+    let receiving = tokio::spawn(async move {
+        let mut stream = listener.accept().await.unwrap();
+        let (mut at, mut buffer) = (0, vec![0; 64 << 10]);
+        loop {
+            let length = stream.read(&mut buffer).await.unwrap();
+            if length == 0 {
+                return at;
+            }
+            assert!(buffer[..length].iter().enumerate().all(|(n, b)| *b == byte(at + n)), "wrong bytes after {at}");
+            at += length;
+        }
+    });
+    let mut stream = left.dial("right", 9000).await.unwrap();
+    let data: Vec<u8> = (0..AMOUNT / 4).map(byte).collect();
+    for part in data.chunks(data.len() / 4) {
+        timeout(PATIENCE, stream.write_all(part)).await.expect("written in time").unwrap();
+        net.devnet.disconnect_all_streams();
+        // What a peer is called doesn't wait for control, either.
+        drop(left.ping("right", PingKind::Tsmp, PATIENCE).await.unwrap());
+    }
+    stream.shutdown().await.unwrap();
+    assert_eq!(timeout(PATIENCE, receiving).await.expect("received in time").unwrap(), data.len());
+    // And both hear from control again.
+    let third = net.join("third", true, true).await;
+    tokio::join!(sees(&left, "third"), sees(&right, "third"));
+    for agent in [third, left, right] {
+        agent.leave(LEAVE_DEADLINE).await.unwrap();
+    }
+    net.devnet.shutdown().await;
 }

@@ -34,6 +34,8 @@ mod peers;
 mod pings;
 mod rng;
 mod schedule;
+#[cfg(test)]
+mod tests;
 mod types;
 
 use peers::{PeerId, Peers};
