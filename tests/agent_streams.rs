@@ -158,7 +158,8 @@ async fn the_tunnel_carries_on_while_control_is_dialled_again() {
     let (left, right) = tokio::join!(net.join("left", true, true), net.join("right", true, true));
     sees(&left, "right").await;
     let stages: Vec<Stage> = left.status().await.start.iter().map(|time| time.stage).collect();
-    for stage in [Stage::ServerKey, Stage::Connected, Stage::Registered, Stage::FirstMap, Stage::HomeRelay, Stage::Told] {
+    for stage in [Stage::ServerKey, Stage::Connected, Stage::Registered, Stage::FirstMap, Stage::HomeRelay, Stage::Told]
+    {
         assert!(stages.contains(&stage), "{stage} is missing in {stages:?}");
     }
     assert_eq!(stages.last(), Some(&Stage::Ready), "{stages:?}");
