@@ -30,7 +30,7 @@ pub(super) struct Login {
 impl Login {
     pub(super) fn new(config: ControlConfig) -> Result<Self, ControlError> {
         let server = Arc::new(Server::parse(&config.url)?);
-        let dialler = Dialler::new(Arc::clone(&server), config.proxies.clone());
+        let dialler = Dialler::new(Arc::clone(&server), config.proxies.clone()).with_stages(config.stages.clone());
         Ok(Self { config, server, dialler })
     }
 

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::ControlError;
 use super::server::Server;
 use super::stream::NoiseStream;
+use crate::agent::{Stage, Stages};
 use crate::net::connect::{Transport, connect_host, connect_through, start_tls};
 use crate::net::tls::Trust;
 use race::race;
@@ -39,6 +40,7 @@ pub(super) struct Dialler {
     key: Option<MachinePublic>,
     /// When the last connection was opened, if that went over plain HTTP though TLS would have done as well.
     last_plain: Option<Instant>,
+    stages: Stages,
 }
 
 /// A connection and how it came about.
@@ -49,7 +51,12 @@ struct Dialled {
 
 impl Dialler {
     pub(super) fn new(server: Arc<Server>, proxies: Proxies) -> Self {
-        Self { server, proxies, key: None, last_plain: None }
+        Self { server, proxies, key: None, last_plain: None, stages: Stages::default() }
+    }
+
+    /// The same, whose stages are those of this start.
+    pub(super) fn with_stages(self, stages: Stages) -> Self {
+        Self { stages, ..self }
     }
 
     /// Opens a connection.
@@ -86,6 +93,7 @@ impl Dialler {
                 Some(key) => key,
                 None => self.server.fetch_key(&self.proxies).await?,
             };
+            self.stages.mark(Stage::ServerKey);
             learn.send_replace(Some(key));
             Ok(key)
         };
