@@ -8,6 +8,7 @@ use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE, Stage};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Call, Config as DevnetConfig, Crowd, Devnet, Policy};
 use nixtail_proto::netmap::Netmap;
+use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::{NodeId, PingRequest, PingResponse};
 use serde_json::json;
 use tokio::time::timeout;
@@ -31,6 +32,7 @@ async fn join(devnet: &Devnet, hostname: &str) -> (Agent, NodeId) {
         port: 0,
         direct: true,
         derp: true,
+        proxies: Proxies::default(),
         join_deadline: JOIN_DEADLINE,
     };
     let agent = Agent::join(config).await.unwrap();

@@ -16,6 +16,8 @@ use super::Size;
 use super::measure::{Row, per_call};
 
 const PEERS: u32 = 10_000;
+/// From one peer that changes to the next: another chunk each time.
+const STEP: u32 = 7919;
 const CLOCK: Timestamp = Timestamp::from_unix(1_800_000_000);
 
 pub(crate) fn measure(size: Size) -> Result<Vec<Row>, Box<dyn Error>> {
@@ -27,8 +29,8 @@ pub(crate) fn measure(size: Size) -> Result<Vec<Row>, Box<dyn Error>> {
     let mut round = 0_u32;
     // Another peer each time: what a change costs mustn't rest in the caches.
     let mut changes = |known: &mut Member, change: fn(u32, u32) -> String| {
-        round = round.wrapping_add(1);
-        known.take(&change(round.wrapping_mul(7919) % PEERS + 1, round))
+        round += 1;
+        known.take(&change(round * STEP % PEERS + 1, round))
     };
     Ok(vec![
         per_call(format!("netmap: the first message, {PEERS} peers"), size.netmaps, || {
@@ -41,7 +43,11 @@ pub(crate) fn measure(size: Size) -> Result<Vec<Row>, Box<dyn Error>> {
             unit: "MiB",
         },
         per_call(format!("netmap: one of {PEERS} peers goes or comes"), size.deltas, || {
-            changes(&mut known, |id, round| format!(r#"{{"OnlineChange":{{"{id}":{}}}}}"#, round % 2 == 0))
+            // Each goes first and comes back then.
+            changes(&mut known, |_, round| {
+                let id = (round - 1) / 2 * STEP % PEERS + 1;
+                format!(r#"{{"OnlineChange":{{"{id}":{}}}}}"#, round % 2 == 0)
+            })
         })?,
         per_call(format!("netmap: one of {PEERS} peers has another endpoint"), size.deltas, || {
             changes(&mut known, |id, round| {
