@@ -50,7 +50,11 @@ impl Login {
     /// Registers our node key, with the credential that there is.
     pub(super) async fn register(&self, client: &Client, description: &Description) -> Result<(), ControlError> {
         let auth = match &self.config.auth {
-            Some(credential) => Some(RegisterAuth { auth_key: self.auth_key(credential).await? }),
+            Some(credential) => {
+                let auth_key = self.auth_key(credential).await?;
+                self.config.stages.mark(Stage::AuthKey);
+                Some(RegisterAuth { auth_key })
+            }
             None => None,
         };
         let request = RegisterRequest {
