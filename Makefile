@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test test-long bench lint peers clean-cache
+.PHONY: demo test test-long mutants bench lint peers clean-cache
 
 # A Nix build on two builders through our own tunnel, on this machine alone.
 demo:
@@ -25,6 +25,13 @@ test-long:
 	scripts/peers >/dev/null
 	scripts/nix-roots >/dev/null || echo "test-long: goes on without; what needs those versions of Nix is skipped" >&2
 	scripts/test-long
+
+# Twenty things that independent clients get wrong, put in one by one: the tests must see each. ONLY="3 17" takes those alone.
+mutants:
+	@environment=$$(scripts/needs test)
+	eval "$$environment"
+	scripts/peers >/dev/null
+	scripts/mutants $(ONLY)
 
 # The hot path alone, then Nix over nixtail beside sshd and tailscaled (as root; says what it leaves out). 15 minutes.
 bench:

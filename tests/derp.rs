@@ -1,6 +1,8 @@
-//! DERP connections against Tailscale's own relay.
+//! DERP connections against Tailscale's own relay, and against one that does as told.
 
 mod lab;
+#[path = "derp/scripted.rs"]
+mod scripted;
 
 use std::sync::Arc;
 use std::time::Duration;

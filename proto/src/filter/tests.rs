@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::rule::parse_ranges;
 use super::*;
 use crate::packet::build;
-use crate::tailcfg::{FilterRule, NetPortRange, PortRange};
+use crate::tailcfg::{CapGrant, FilterRule, NetPortRange, PortRange};
 
 const ALLOWED: u8 = 116;
 const DENIED: u8 = 127;
@@ -154,6 +154,30 @@ fn a_node_capability_grants_access() {
     assert_eq!(filter.check_inbound(&ping("1.2.3.4"), |_| false), Verdict::Drop(DropReason::NoRule));
     let ping = ping("5.6.7.8");
     assert_eq!(filter.check_inbound(&ping, |_| true), Verdict::Drop(DropReason::NoRule), "it is about 1.2.3.4 only");
+}
+
+#[test]
+fn an_application_capability_opens_no_port() {
+    let granted = |dst_ports| FilterRule {
+        dst_ports,
+        cap_grant: vec![CapGrant {
+            dsts: vec!["1.2.3.4/32".to_owned()],
+            cap_map: [("example.com/cap/nix".to_owned(), None)].into(),
+        }],
+        ..rule(&["*"], &[], &[])
+    };
+    let syn = packet(protocol::TCP, "10.0.0.1", "1.2.3.4", (30_000, 22));
+    let ping = packet(protocol::ICMP_V4, "10.0.0.1", "1.2.3.4", (0, 0));
+    let mut filter = filter();
+    // By itself, and beside a port of another address of ours.
+    for rule in [granted(Vec::new()), granted(rule(&[], &["5.6.7.8 22"], &[]).dst_ports)] {
+        let (rules, errors) = compile(&[rule]);
+        assert_eq!(errors, []);
+        filter.set_rules(rules);
+        for bytes in [&syn, &ping] {
+            assert_eq!(filter.check_inbound(bytes, |_| true), Verdict::Drop(DropReason::NoRule));
+        }
+    }
 }
 
 #[test]

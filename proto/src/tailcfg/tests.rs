@@ -73,3 +73,10 @@ fn ssh_policy_has_lower_case_names() {
     assert_eq!(rule.principals[0].as_ref().unwrap().node_ip, "100.64.0.1");
     assert_eq!(rule.action.as_ref().unwrap().session_duration, 5);
 }
+
+#[test]
+fn the_capability_version_promises_no_more_than_what_is_there() {
+    // 111 and 112 (`HomeDERP`, `AllowedIPs` left out) are understood. From 120 on, peers would allocate relays for us,
+    // and control would leave out what those need who can't use them.
+    assert!((113..120).contains(&CAPABILITY_VERSION));
+}

@@ -2,10 +2,13 @@
 
 use std::net::SocketAddr;
 
-use nixtail_proto::node::{Event, PingKind};
+use nixtail_proto::disco::{self, Message};
+use nixtail_proto::node::{Destination, Event, PingKind};
 use nixtail_proto::stack::ConnectionError;
 use nixtail_proto::tailcfg::EndpointType;
 use proptest::prelude::*;
+use rand::SeedableRng as _;
+use rand::rngs::StdRng;
 
 use crate::world::{REGION, SECOND, World};
 
@@ -135,6 +138,38 @@ fn disco_from_strangers_or_in_others_names_is_dropped() {
     assert_eq!(world.hosts[1].node.drops().refused - before, kept.len() as u64);
     world.pump();
     assert_eq!(captured.borrow().len(), kept.len(), "host 1 answered");
+}
+
+#[test]
+fn a_call_me_maybe_counts_through_a_relay_only() {
+    let mut world = World::pair(26);
+    world.pass(SECOND);
+    // Properly sealed by the peer, each with another address.
+    let call = |world: &World, address: SocketAddr| {
+        let message = Message::CallMeMaybe { endpoints: vec![address] };
+        let (from, to) = (world.hosts[0].disco_key(), world.hosts[1].disco_key().public());
+        let mut packet = Vec::new();
+        disco::seal(&message, from, &to, &mut StdRng::seed_from_u64(26), &mut packet).unwrap();
+        packet
+    };
+    let by_udp: SocketAddr = ([203, 0, 113, 7], 1000).into();
+    let by_relay: SocketAddr = ([203, 0, 113, 8], 1000).into();
+    let mut packets = [call(&world, by_udp), call(&world, by_relay)];
+    let (key, from, now) = (world.hosts[0].key(), world.hosts[0].address, world.now);
+    let node = &mut world.hosts[1].node;
+    let before = node.drops().refused;
+    let length = packets[0].len();
+    node.handle_datagrams(now, from, &mut packets[0], length);
+    assert_eq!(node.drops().refused - before, 1);
+    node.handle_derp_packet(now, REGION, key, &mut packets[1]);
+    assert_eq!(node.drops().refused - before, 1);
+
+    let (mut buffer, mut sent_to) = (vec![0; 65536], Vec::new());
+    while let Some(transmit) = node.poll_transmit(now, &mut buffer, 1) {
+        sent_to.push(transmit.destination);
+    }
+    assert!(sent_to.contains(&Destination::Udp(by_relay)), "{sent_to:?}");
+    assert!(!sent_to.contains(&Destination::Udp(by_udp)), "{sent_to:?}");
 }
 
 proptest! {

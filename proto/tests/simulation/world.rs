@@ -61,6 +61,11 @@ impl Host {
         self.record.key
     }
 
+    /// What seals its disco messages.
+    pub(crate) fn disco_key(&self) -> &DiscoPrivate {
+        &self.config.disco_key
+    }
+
     /// The address inside the tailnet with a port.
     pub(crate) fn tailnet(&self, port: u16) -> SocketAddr {
         SocketAddr::new(self.record.addresses[0].addr(), port)
