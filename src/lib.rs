@@ -21,5 +21,4 @@ pub mod nix;
 pub mod report;
 #[cfg(feature = "ssh-nix")]
 pub mod ssh;
-#[cfg(feature = "ssh-nix")]
 pub mod state;

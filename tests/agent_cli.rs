@@ -59,7 +59,9 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
 #[test]
 fn a_key_is_needed_and_only_one() {
     let shell = Shell::new();
-    ended(&shell.run(&["up"], &[]), 78, "TS_AUTHKEY");
+    // A person could log in to `up`; in CI there is none, and the others want a terminal.
+    ended(&shell.run(&["up"], &[("CI", "true")]), 78, "TS_AUTHKEY");
+    ended(&shell.run(&["builder"], &[("CI", "false")]), 78, "TS_AUTHKEY");
     let both = [("TS_AUTHKEY", "a"), ("TS_AUTHKEY_FILE", "/dev/null")];
     ended(&shell.run(&["up"], &both), 78, "both set");
     ended(&shell.run(&["up"], &[("TS_AUTHKEY_FILE", "/nonexistent/key")]), 78, "/nonexistent/key");

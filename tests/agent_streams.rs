@@ -31,7 +31,9 @@ impl Net {
     async fn join(&self, hostname: &str, direct: bool, derp: bool) -> Agent {
         let config = Config {
             login_server: self.devnet.url(),
-            credential: Credential::AuthKey(self.key.clone()),
+            credential: Some(Credential::AuthKey(self.key.clone())),
+            identity: None,
+            person: None,
             hostname: hostname.to_owned(),
             tags: Vec::new(),
             ephemeral: true,

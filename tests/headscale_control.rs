@@ -35,6 +35,8 @@ fn config(headscale: &Headscale, name: &str, key: &str) -> ControlConfig {
         ],
         proxies: Proxies::default(),
         stages: nixtail::agent::Stages::default(),
+        identity: None,
+        person: None,
         deadline: PATIENCE,
     }
 }
@@ -251,7 +253,9 @@ async fn a_node_that_may_not_come_back_has_no_peers_and_says_so() {
     let mut process = Nixtail::up(&cut.url(), &key_for_one(), "process", &[]);
     let agent = Agent::join(Config {
         login_server: cut.url(),
-        credential: Credential::parse("key", &key_for_one()).unwrap(),
+        credential: Some(Credential::parse("key", &key_for_one()).unwrap()),
+        identity: None,
+        person: None,
         hostname: "library".to_owned(),
         tags: Vec::new(),
         ephemeral: true,

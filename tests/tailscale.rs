@@ -269,7 +269,9 @@ fn a_key_that_control_refuses_is_told_as_such() {
 fn config(net: &Net) -> Config {
     Config {
         login_server: net.headscale.url().to_owned(),
-        credential: Credential::AuthKey(Secret::new(net.key.clone())),
+        credential: Some(Credential::AuthKey(Secret::new(net.key.clone()))),
+        identity: None,
+        person: None,
         hostname: "library".to_owned(),
         tags: Vec::new(),
         ephemeral: true,

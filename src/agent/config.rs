@@ -5,6 +5,8 @@ use std::time::Duration;
 use nixtail_proto::proxy::Proxies;
 
 use crate::auth::Credential;
+use crate::control::Person;
+use crate::state::KeptIdentity;
 
 /// How long joining may take: a slow control plane and a slow relay together.
 pub const JOIN_DEADLINE: Duration = Duration::from_secs(60);
@@ -18,8 +20,13 @@ pub const LEAVE_DEADLINE: Duration = Duration::from_secs(10);
 pub struct Config {
     /// The control server's URL.
     pub login_server: String,
-    /// What it logs in with.
-    pub credential: Credential,
+    /// What it logs in with. `None`: with its kept identity, or by a person.
+    pub credential: Option<Credential>,
+    /// The identity that it comes back with, if it is kept; its folder is for this control server. A node without one is
+    /// new each time.
+    pub identity: Option<KeptIdentity>,
+    /// Who is told of a login page, where there is no credential.
+    pub person: Option<Person>,
     /// The name that it asks for; control may add a number to it.
     pub hostname: String,
     /// The tags that it asks for, `tag:name`.

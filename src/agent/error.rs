@@ -20,6 +20,14 @@ pub enum JoinError {
     /// Control let it in and took that back, in these words.
     #[error("{0}")]
     Refused(String),
+    /// Control let it in, and no admin has approved the machine so far.
+    #[error("no admin has approved this machine ({name}) within {} s", .after.as_secs())]
+    Unapproved {
+        /// The time that there was.
+        after: Duration,
+        /// What control calls it.
+        name: String,
+    },
     /// The sockets can't be had.
     #[error("no UDP socket can be bound: {0}")]
     Sockets(#[from] io::Error),
@@ -150,7 +158,8 @@ pub enum PingError {
 /// What didn't work while leaving. The agent is down all the same.
 #[derive(Debug, Error)]
 pub enum LeaveError {
-    /// Control didn't hear of it: it will find out by itself, and remove an ephemeral node after a while.
+    /// Control didn't hear of it, or what was kept of the node is still there. Control will find out by itself, and remove
+    /// an ephemeral node after a while.
     #[error("control wasn't told that this node left: {0}")]
     Logout(#[from] ControlError),
     /// Something didn't end in time.
@@ -173,6 +182,11 @@ impl From<JoinError> for Failure {
                 Self::new(exit, error)
             }
             JoinError::Refused(_) => Self::new(Exit::Refused, error),
+            JoinError::Unapproved { .. } => Self::new(Exit::Refused, error).next(
+                "use an auth key that is pre-approved (for OAuth: `?preauthorized=true` behind the secret), or approve it in \
+                 the admin console under Machines while it waits (--timeout makes that longer); a node without --state-dir \
+                 is another machine at its next start",
+            ),
             JoinError::Sockets(_) => Self::new(Exit::Configuration, error).next("this machine must allow UDP sockets"),
             JoinError::Deadline { .. } => Self::new(Exit::Timeout, error).next("`-vv` shows what was tried"),
             JoinError::Cancelled => Self::new(Exit::General, error),

@@ -28,7 +28,7 @@ pub(super) struct Membership {
 
 enum Order {
     SshHostKeys(Vec<String>),
-    End { deadline: Duration, reply: oneshot::Sender<Result<(), ControlError>> },
+    End { deadline: Duration, log_out: bool, reply: oneshot::Sender<Result<(), ControlError>> },
 }
 
 impl Membership {
@@ -82,11 +82,11 @@ impl Membership {
         let _ = self.orders.send(Order::SshHostKeys(keys)).await;
     }
 
-    /// Logs out.
-    pub(super) async fn end(&self, deadline: Duration) -> Result<(), ControlError> {
+    /// Ends the connection to control, after a logout if that is wanted.
+    pub(super) async fn end(&self, deadline: Duration, log_out: bool) -> Result<(), ControlError> {
         let (reply, answer) = oneshot::channel();
         // A task that is gone has logged out before.
-        let _ = self.orders.send(Order::End { deadline, reply }).await;
+        let _ = self.orders.send(Order::End { deadline, log_out, reply }).await;
         answer.await.unwrap_or(Ok(()))
     }
 }
@@ -118,10 +118,16 @@ impl Task {
                     Some(Order::SshHostKeys(keys)) => {
                         self.control.update(Update { ssh_host_keys: Some(keys), ..Update::default() });
                     }
-                    Some(Order::End { deadline, reply }) => {
+                    Some(Order::End { deadline, log_out, reply }) => {
                         self.state.send_replace(State::Leaving);
+                        let ended = if log_out {
+                            self.control.logout(deadline).await
+                        } else {
+                            self.control.close().await;
+                            Ok(())
+                        };
                         // An asker that went away doesn't want to know.
-                        let _ = reply.send(self.control.logout(deadline).await);
+                        let _ = reply.send(ended);
                         return;
                     }
                     None => return,

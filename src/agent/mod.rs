@@ -22,8 +22,10 @@ mod stream;
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use nixtail_proto::control::{Standing, standing};
 use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate, NodePublic};
 use nixtail_proto::names::{self, NameError};
 use nixtail_proto::netmap::Netmap;
@@ -50,6 +52,11 @@ const NO_RELAY: &str = "no relay (DERP) could be reached; check that its TLS por
 
 /// This part of the time to leave is the dataplane's, a logout may use the rest: 2 of [`LEAVE_DEADLINE`]'s 10 s.
 const DATAPLANE_SHARE: u32 = 5;
+/// An admin who approves machines by hand isn't waited for longer than this without a word.
+const APPROVAL_SILENCE: Duration = Duration::from_secs(3);
+/// What a person is told of a machine that isn't approved.
+const AWAITS_APPROVAL: &str = "an admin must approve this machine before it can be used: in the admin console under \
+                               Machines; auth keys that are pre-approved (OAuth: `?preauthorized=true`) don't need that";
 /// How long a login that nobody wants any more is waited for, so that it can be undone.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(3);
 
@@ -67,6 +74,8 @@ struct Inner {
     derp: bool,
     stages: Stages,
     node_key: NodePublic,
+    /// Whether control is to know the node when it comes again: then it leaves without a logout.
+    is_kept: AtomicBool,
     dataplane: Dataplane,
     membership: Membership,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
@@ -92,23 +101,26 @@ impl Agent {
         let deadline = Instant::now() + config.join_deadline;
         let after = config.join_deadline;
         let (login_server, direct, derp) = (config.login_server.clone(), config.direct, config.derp);
-        let mut rng = rand::rng();
-        let machine_key = MachinePrivate::generate(&mut rng);
-        let node_key = NodePrivate::generate(&mut rng);
-        let disco_key = DiscoPrivate::generate(&mut rng);
-        let (own_key, own_disco_key) = (node_key.public(), disco_key.public());
-        let dataplane = Dataplane::start(Setup {
+        let (machine_key, node_key) = match &config.identity {
+            Some(kept) => (kept.machine_key(), kept.node_key()),
+            None => (MachinePrivate::generate(&mut rand::rng()), NodePrivate::generate(&mut rand::rng())),
+        };
+        let disco_key = DiscoPrivate::generate(&mut rand::rng());
+        let (mut own_key, own_disco_key) = (node_key.public(), disco_key.public());
+        let setup = |node_key| Setup {
             node_key,
-            disco_key,
+            disco_key: disco_key.clone(),
             port: config.port,
             direct: config.direct,
             derp: config.derp,
             proxies: config.proxies.clone(),
-        })
-        .await?;
+        };
+        let mut dataplane = Dataplane::start(setup(node_key)).await?;
+        let is_kept = config.identity.is_some();
+        let has_person = config.person.is_some() && config.credential.is_none();
         let login = Control::login(ControlConfig {
             url: config.login_server,
-            auth: Some(config.credential),
+            auth: config.credential,
             hostname: config.hostname,
             tags: config.tags,
             ephemeral: config.ephemeral,
@@ -116,7 +128,9 @@ impl Agent {
             node_key: own_key,
             disco_key: own_disco_key,
             ssh_host_keys: config.ssh_host_keys,
-            proxies: config.proxies,
+            proxies: config.proxies.clone(),
+            identity: config.identity,
+            person: config.person,
             deadline: config.join_deadline,
             stages: stages.clone(),
         });
@@ -125,14 +139,26 @@ impl Agent {
             control = &mut login => control?,
             () = cancel.cancelled() => {
                 // Control may have let the node in already. Only a login that is seen to its end can be undone.
-                if let Ok(Ok(control)) = tokio::time::timeout(CANCEL_DEADLINE, login).await
-                    && let Err(error) = control.logout(LEAVE_DEADLINE).await
-                {
-                    tracing::warn!(%error, "logging out after a join that was stopped");
+                match tokio::time::timeout(CANCEL_DEADLINE, login).await {
+                    Ok(Ok(control)) if is_kept => control.close().await,
+                    Ok(Ok(control)) => {
+                        if let Err(error) = control.logout(LEAVE_DEADLINE).await {
+                            tracing::warn!(%error, "logging out after a join that was stopped");
+                        }
+                    }
+                    Ok(Err(_)) | Err(_) => {}
                 }
                 return Err(JoinError::Cancelled);
             }
         };
+        if let Some(node_key) = control.new_node_key().cloned() {
+            // Control wanted another key than the one that was kept. Nothing has been said with that one.
+            own_key = node_key.public();
+            dataplane.stop(LEAVE_DEADLINE).await;
+            dataplane = Dataplane::start(setup(node_key)).await?;
+        }
+        // A person's time isn't the network's.
+        let deadline = if has_person { Instant::now() + after } else { deadline };
         let facts = dataplane.facts();
         let membership = Membership::start(control, dataplane.sender(), facts.clone());
         let netmap = membership.netmap();
@@ -142,6 +168,7 @@ impl Agent {
                 derp,
                 stages,
                 node_key: own_key,
+                is_kept: AtomicBool::new(is_kept),
                 dataplane,
                 membership,
                 netmap,
@@ -154,7 +181,7 @@ impl Agent {
                     agent.inner.stages.mark(Stage::Ready);
                     return Ok(agent);
                 }
-                Err(_) => JoinError::Deadline { after, missing: agent.missing(derp) },
+                Err(_) => agent.unready(derp, after),
             },
             reason = agent.refused() => JoinError::Refused(reason),
             () = cancel.cancelled() => JoinError::Cancelled,
@@ -269,9 +296,7 @@ impl Agent {
         let facts = self.inner.facts.borrow().clone();
         let mut health = netmap.health.clone();
         health.extend(self.inner.membership.refused().borrow().clone());
-        if netmap.is_locked() {
-            health.push("tailnet lock is on, and nixtail can't check its signatures: no peer is used".to_owned());
-        }
+        health.extend(standing_in_words(&netmap));
         if !self.is_relay_ready(self.inner.derp) {
             health.push(NO_RELAY.to_owned());
         }
@@ -297,15 +322,22 @@ impl Agent {
         }
     }
 
-    /// Logs out, so that control forgets an ephemeral node at once, ends all streams, and waits for everything that
-    /// was started. A second call has nothing to do.
+    /// Makes [`Self::leave`] log out a node whose identity is kept, and remove what is kept of it: the next start is
+    /// another node's.
+    pub fn forget_identity(&self) {
+        self.inner.is_kept.store(false, Ordering::Relaxed);
+    }
+
+    /// Ends all streams, and waits for everything that was started. Logs out before, so that control forgets an ephemeral
+    /// node at once; a node whose identity is kept goes without that, and may come back. A second call has nothing to do.
     ///
     /// # Errors
     /// What didn't work. The node is down all the same.
     pub async fn leave(&self, deadline: Duration) -> Result<(), LeaveError> {
         let begun = Instant::now();
         // Control may be silent, and streams want to be closed all the same.
-        let logout = self.inner.membership.end(deadline.saturating_sub(deadline / DATAPLANE_SHARE)).await;
+        let log_out = !self.inner.is_kept.load(Ordering::Relaxed);
+        let logout = self.inner.membership.end(deadline.saturating_sub(deadline / DATAPLANE_SHARE), log_out).await;
         let rest = deadline.saturating_sub(begun.elapsed()).max(Duration::from_millis(200));
         let stopped = self.inner.dataplane.stop(rest).await;
         logout?;
@@ -332,7 +364,13 @@ impl Agent {
         let (mut netmap, mut facts) = (self.inner.netmap.clone(), self.inner.facts.clone());
         let mut told = self.inner.membership.told();
         // The channels live as long as the agent.
-        let _ = netmap.wait_for(Option::is_some).await;
+        let is_approved = |netmap: &Option<Arc<Netmap>>| netmap.as_ref().is_some_and(|map| !awaits_approval(map));
+        if tokio::time::timeout(APPROVAL_SILENCE, netmap.wait_for(is_approved)).await.is_err()
+            && netmap.borrow().is_some()
+        {
+            tracing::warn!("{AWAITS_APPROVAL}");
+        }
+        let _ = netmap.wait_for(is_approved).await;
         let told = async {
             let _ = told.wait_for(|told| *told).await;
             self.inner.stages.mark(Stage::Told);
@@ -365,6 +403,14 @@ impl Agent {
         !derp || no_relay || facts.home_region.is_some_and(|home| facts.connected_regions.contains(&home))
     }
 
+    fn unready(&self, derp: bool, after: Duration) -> JoinError {
+        let netmap = self.inner.netmap.borrow().clone();
+        match netmap.filter(|netmap| awaits_approval(netmap)) {
+            Some(netmap) => JoinError::Unapproved { after, name: netmap.self_node.short_name().to_owned() },
+            None => JoinError::Deadline { after, missing: self.missing(derp) },
+        }
+    }
+
     fn missing(&self, derp: bool) -> &'static str {
         if self.inner.netmap.borrow().is_none() {
             "control hasn't sent a netmap"
@@ -374,6 +420,28 @@ impl Agent {
             "control hasn't taken this node's endpoints"
         }
     }
+}
+
+/// Whether an admin must approve this machine before it can be used.
+fn awaits_approval(netmap: &Netmap) -> bool {
+    standing(netmap, crate::control::clock()) == Standing::Unapproved
+}
+
+/// What is wrong with this node's place in the tailnet.
+fn standing_in_words(netmap: &Netmap) -> Option<String> {
+    if awaits_approval(netmap) {
+        return Some(AWAITS_APPROVAL.to_owned());
+    }
+    if !netmap.is_locked() {
+        return None;
+    }
+    // Without its own signature, peers that check theirs are silent towards this node.
+    let unsigned = netmap.self_node.key_signature.is_empty();
+    let own = if unsigned { ", and this node's own key is not signed, so that peers refuse it, too" } else { "" };
+    Some(format!(
+        "tailnet lock is on, and nixtail can't check its signatures: no peer is used{own}; switch tailnet lock off for \
+         this tailnet, or use tailscaled here"
+    ))
 }
 
 impl From<node::Path> for Path {

@@ -14,10 +14,12 @@ use crate::report::{Exit, Failure, plain};
 
 /// A credential with an id token is some KiB.
 const MAX_CREDENTIAL: u64 = 128 << 10;
+/// What stands before a login page's URL on the background process' stdout.
+const LOGIN: &str = "login ";
 /// What of the background process' messages is shown when it fails.
 const SHOWN_LOG: u64 = 16 << 10;
 /// Starts the background process and waits until it is ready or has failed.
-pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), Failure> {
+pub(super) fn start(socket: &SocketPath, credential: Option<&Credential>) -> Result<(), Failure> {
     let failed = |action: &str, error: &std::io::Error| Failure::new(Exit::General, format!("{action}: {error}"));
     let program = std::env::current_exe().map_err(|error| failed("this program's own path is unknown", &error))?;
     let log_path = log_path(socket);
@@ -41,8 +43,13 @@ pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), 
     }
     let mut line = String::new();
     if let Some(stdout) = child.stdout.take() {
-        // Nothing but the ready line comes; an end without it is a failure.
-        let _ = BufReader::new(stdout).take(SHOWN_LOG).read_line(&mut line);
+        // Login pages, and the ready line; an end without it is a failure.
+        let mut lines = BufReader::new(stdout).take(SHOWN_LOG);
+        while lines.read_line(&mut line).is_ok_and(|length| length > 0) {
+            let Some(url) = line.strip_prefix(LOGIN) else { break };
+            super::session::ask_to_log_in(url.trim_end());
+            line.clear();
+        }
     }
     if line.ends_with('\n') {
         return super::print(&line.trim_end());
@@ -55,8 +62,8 @@ pub(super) fn start(socket: &SocketPath, credential: &Credential) -> Result<(), 
     Err(Failure::new(exit_of(status.code()), format!("the background process ended before it was ready ({status})")))
 }
 
-/// In the background process: leaves the terminal's session and takes the credential from the pipe.
-pub(super) fn receive() -> Result<Credential, Failure> {
+/// In the background process: leaves the terminal's session and takes the credential, if there is one, from the pipe.
+pub(super) fn receive() -> Result<Option<Credential>, Failure> {
     // Fails only for the leader of a group, which is detached already.
     let _ = rustix::process::setsid();
     let mut text = zeroize::Zeroizing::new(Vec::new());
@@ -65,6 +72,12 @@ pub(super) fn receive() -> Result<Credential, Failure> {
     read.map_err(|error| failed(&error.to_string()))?;
     // Not its words: they may quote what they can't read.
     serde_json::from_slice(&text).map_err(|_| failed("it isn't whole"))
+}
+
+/// In the background process: hands a login page to whoever waits for the ready line.
+pub(super) fn pass_login_on(url: &str) {
+    // One that nobody reads is in vain, as the login is.
+    let _ = super::print(&format_args!("{LOGIN}{url}"));
 }
 
 /// Removes the log of a background process that ended well.

@@ -116,7 +116,7 @@ impl Role for Serving {
 }
 
 fn measure(args: &Run) -> Result<(), Failure> {
-    let config = args.join.config(args.join.credential()?)?;
+    let config = args.join.config(args.join.credential(false)?, None)?;
     let runtime = super::runtime()?;
     let report = runtime.block_on(async {
         let stop = session::stop_on_signals("ending the measurement")?;

@@ -1,6 +1,5 @@
 //! `nixtail builder`: joins, and serves Nix to the coordinator that claims it.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Method;
@@ -46,9 +45,6 @@ pub(super) struct Args {
     speed_factor: Option<f64>,
     #[command(flatten)]
     nix: NixArgs,
-    /// Keep the SSH host key in this folder, for builders that return under their name [default: a new key each time].
-    #[arg(long, value_name = "FOLDER", env = "NIXTAIL_STATE_DIR")]
-    state_dir: Option<PathBuf>,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -67,7 +63,7 @@ struct Serving<'a> {
 
 impl Role for Serving<'_> {
     async fn prepare(&mut self, config: &mut Config) -> Result<(), Failure> {
-        let host_key = host_key(self.args.state_dir.as_deref())?;
+        let host_key = host_key(self.args.join.state_folder()?)?;
         let Inspection { host: nix, mut facts, .. } = self.args.nix.ready().await?;
         facts.run.clone_from(&self.args.run);
         facts.speed = self.args.speed_factor.or(facts.speed);
@@ -142,10 +138,10 @@ fn speed_factor(text: &str) -> Result<f64, String> {
     factor.ok_or_else(|| "a speed factor is a number between 0.01 and 100".to_owned())
 }
 
-fn host_key(state: Option<&Path>) -> Result<HostKey, Failure> {
-    let Some(path) = state else {
-        return HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error));
-    };
-    let kept = StateFolder::open(path).and_then(|folder| folder.host_key(&mut rand::rng()));
-    kept.map_err(|error| Failure::new(Exit::Configuration, error))
+/// The SSH host key: the one that is kept, where anything is.
+fn host_key(state: Option<StateFolder>) -> Result<HostKey, Failure> {
+    match state {
+        None => HostKey::generate(&mut rand::rng()).map_err(|error| Failure::new(Exit::General, error)),
+        Some(folder) => folder.host_key(&mut rand::rng()).map_err(|error| Failure::new(Exit::Configuration, error)),
+    }
 }

@@ -2,23 +2,27 @@
 
 use std::time::Duration;
 
+use super::session::Stop;
 use super::socket::SocketArgs;
 use crate::agent::LEAVE_DEADLINE;
 use crate::coordinator::mode::{Layout, put_back};
 use crate::report::{Exit, Failure};
 
-/// Log out and stop the agent; return when it has left the tailnet. Where a coordinator was killed, put root's files back.
+/// Stop the agent, log it out unless --state-dir keeps it, and return when it has left the tailnet. Where a coordinator was killed, put root's files back.
 #[derive(clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
     socket: SocketArgs,
+    /// Log out a node that --state-dir keeps, too: its identity is removed, and its next start is another node's.
+    #[arg(long)]
+    logout: bool,
 }
 
 /// What the agent itself takes at the most, and a little for the answer.
 const DEADLINE: Duration = LEAVE_DEADLINE.saturating_add(Duration::from_secs(10));
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let stopped = args.socket.client()?.post::<serde_json::Value>("/stop", &serde_json::json!({}), DEADLINE);
+    let stopped = args.socket.client()?.post::<serde_json::Value>("/stop", &Stop { log_out: args.logout }, DEADLINE);
     let Err(failure) = stopped else { return Ok(()) };
     if failure.exit != Exit::Unavailable {
         return Err(failure);

@@ -1,12 +1,15 @@
 //! How a command joins the tailnet: flags, then environment, then default.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use nixtail_proto::proxy::Proxies;
 
 use crate::agent::{Config, JOIN_DEADLINE};
 use crate::auth::{self, Credential};
+use crate::control::Person;
 use crate::report::{Exit, Failure};
+use crate::state::{KeptIdentity, StateFolder};
 
 /// Tailscale's own control plane.
 const DEFAULT_LOGIN_SERVER: &str = "https://controlplane.tailscale.com";
@@ -27,6 +30,10 @@ pub(super) struct JoinArgs {
     /// The tags of this node, with or without `tag:`, separated by commas or spaces.
     #[arg(long, env = "TS_TAGS", value_name = "TAGS")]
     tags: Option<String>,
+    /// Keep this node's identity in this folder: it isn't ephemeral then, stays known to control when it ends, and comes
+    /// back as the same node without its auth key [default: memory only, a new node each time].
+    #[arg(long, value_name = "FOLDER", env = "NIXTAIL_STATE_DIR")]
+    state_dir: Option<PathBuf>,
     /// The UDP port for direct connections; 0 takes any.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
@@ -44,8 +51,9 @@ pub(super) struct JoinArgs {
 }
 
 impl JoinArgs {
-    /// What to log in with, from wherever it was given.
-    pub(super) fn credential(&self) -> Result<Credential, Failure> {
+    /// What to log in with, from wherever it was given. `None`: nothing, and a kept identity or a person may do.
+    /// `asks_person`: whether one is waited for even where nobody sits at a terminal.
+    pub(super) fn credential(&self, asks_person: bool) -> Result<Option<Credential>, Failure> {
         if self.auth_key.as_ref().is_some_and(|given| !given.starts_with("file:")) {
             super::say(
                 &"the auth key stands on the command line, where every user of this machine can read it; \
@@ -54,13 +62,16 @@ impl JoinArgs {
         }
         let found = auth::find(self.auth_key.as_deref(), |name| std::env::var(name).ok());
         let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Configuration, error);
-        let credential = found.map_err(|error| wrong(&error))?.ok_or_else(|| {
-            wrong(&"there is nothing to log in with").next(
+        let credential = found.map_err(|error| wrong(&error))?;
+        if credential.is_none() && self.state_dir.is_none() && !has_person(asks_person) {
+            return Err(wrong(&"there is nothing to log in with").next(
                 "set TS_AUTHKEY, or give --auth-key file:PATH; Tailscale's admin console makes auth keys (Keys) and OAuth \
                  clients (Trust credentials), `headscale preauthkeys create` makes auth keys",
-            )
-        })?;
-        credential.check_tags(&self.tags()?).map_err(|error| wrong(&error))?;
+            ));
+        }
+        if let Some(credential) = &credential {
+            credential.check_tags(&self.tags()?).map_err(|error| wrong(&error))?;
+        }
         Ok(credential)
     }
 
@@ -68,20 +79,41 @@ impl JoinArgs {
         tags(self.tags.as_deref().unwrap_or_default())
     }
 
+    /// The folder for what is to outlive the agent, if one was named.
+    pub(super) fn state_folder(&self) -> Result<Option<StateFolder>, Failure> {
+        let opened = self.state_dir.as_deref().map(StateFolder::open).transpose();
+        opened.map_err(|error| Failure::new(Exit::Configuration, error))
+    }
+
+    /// The identity that is kept in that folder. From now on no other agent has it.
+    fn identity(&self) -> Result<Option<KeptIdentity>, Failure> {
+        let Some(folder) = self.state_folder()? else { return Ok(None) };
+        let kept = folder.identity(&self.login_server, &mut rand::rng());
+        kept.map(Some).map_err(|error| Failure::new(Exit::Configuration, error))
+    }
+
     /// Whether this node was given a name.
     pub(super) fn has_hostname(&self) -> bool {
         self.hostname.as_ref().is_some_and(|name| !name.is_empty())
     }
 
-    /// What the agent joins with.
-    pub(super) fn config(&self, credential: Credential) -> Result<Config, Failure> {
+    /// What the agent joins with. `person` is who is told of a login page, where somebody may be.
+    pub(super) fn config(&self, credential: Option<Credential>, person: Option<Person>) -> Result<Config, Failure> {
         let hostname = self.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(machine_name);
+        let is_ephemeral = credential.as_ref().and_then(Credential::ephemeral).unwrap_or(self.state_dir.is_none());
+        if is_ephemeral && self.state_dir.is_some() {
+            let message = "control forgets an ephemeral node by itself, so that there is nothing to keep of it";
+            return Err(Failure::new(Exit::Configuration, message)
+                .next("drop `ephemeral=true` from the client's secret or id, or --state-dir"));
+        }
         Ok(Config {
             login_server: self.login_server.clone(),
             hostname: nixtail_proto::names::valid_hostname(&hostname),
             tags: self.tags()?,
-            ephemeral: credential.ephemeral().unwrap_or(true),
+            ephemeral: is_ephemeral,
             credential,
+            identity: self.identity()?,
+            person,
             ssh_host_keys: Vec::new(),
             port: self.port,
             direct: !self.no_direct,
@@ -90,6 +122,12 @@ impl JoinArgs {
             join_deadline: Duration::from_secs(self.timeout),
         })
     }
+}
+
+/// Whether somebody may be there to log in: at a terminal, or where the command is meant for people. Nobody is in CI.
+pub(super) fn has_person(asks_person: bool) -> bool {
+    let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
+    !is_ci && (asks_person || std::io::IsTerminal::is_terminal(&std::io::stderr()))
 }
 
 fn machine_name() -> String {

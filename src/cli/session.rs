@@ -10,10 +10,11 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::background;
-use super::join::JoinArgs;
+use super::join::{JoinArgs, has_person};
 use super::nc::Target;
 use super::ping::Question;
 use crate::agent::{Agent, Config, JoinError, LEAVE_DEADLINE};
+use crate::control::Person;
 use crate::local::{BoundSocket, Request, Routes, Server, SocketPath};
 use crate::report::{Exit, Failure, plain};
 
@@ -37,6 +38,10 @@ pub(super) struct Background {
 
 /// What a command that stays does besides being on the tailnet.
 pub(super) trait Role {
+    /// Whether a person is asked to log in where there is no credential, even without a terminal.
+    fn asks_person(&self) -> bool {
+        false
+    }
     /// Looks whether it can work here, and adds to what the agent joins with.
     async fn prepare(&mut self, _: &mut Config) -> Result<(), Failure> {
         Ok(())
@@ -65,10 +70,16 @@ pub(super) trait Role {
 pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result<(), Failure> {
     let path = join.socket.path()?;
     if mode.background {
-        return background::start(&path, &join.credential()?);
+        return background::start(&path, join.credential(role.asks_person())?.as_ref());
     }
-    let credential = if mode.detached { background::receive()? } else { join.credential()? };
-    let config = join.config(credential)?;
+    let config = if mode.detached {
+        // Whoever started it has looked whether there is a person.
+        join.config(background::receive()?, Some(Person::new(background::pass_login_on)))?
+    } else {
+        let credential = join.credential(role.asks_person())?;
+        let person = has_person(role.asks_person()).then(|| Person::new(ask_to_log_in));
+        join.config(credential, person)?
+    };
     let bound = path.bind().map_err(|error| super::socket::refused(&error))?;
     let runtime = super::runtime()?;
     let log = mode.detached.then_some(&path);
@@ -119,6 +130,11 @@ async fn live(
         server.stop(CALLS_DEADLINE).await;
     }
     first_failure([ended.result, ended_well])
+}
+
+/// Tells whoever reads stderr of a login page.
+pub(super) fn ask_to_log_in(url: &str) {
+    super::say(&format_args!("to let this node in, log in at\n\n  {url}\n\nand this goes on by itself"));
 }
 
 async fn stop_in_time(role: &mut impl Role, deadline: Duration) -> Result<(), Failure> {
@@ -210,11 +226,18 @@ fn routes(
         }
     });
     let (stop, told) = (stop.clone(), Arc::clone(told));
-    routes.add(Method::POST, "/stop", move |_| {
+    let leaving = agent.clone();
+    routes.add(Method::POST, "/stop", move |request: Request| {
         let (stop, mut left) = (stop.clone(), left.clone());
-        // Where a signal came first, that is the reason.
-        let _ = told.set(Told::Down);
+        let wish = request.json_or_default::<Stop>();
+        if wish.as_ref().is_ok_and(|wish| wish.log_out) {
+            leaving.forget_identity();
+        }
+        let told = Arc::clone(&told);
         async move {
+            wish?;
+            // Where a signal came first, that is the reason.
+            let _ = told.set(Told::Down);
             stop.cancel();
             // The sender lives until the server, and with it this call, is stopped.
             let left = left.wait_for(Option::is_some).await.ok().and_then(|left| left.clone());
@@ -222,6 +245,14 @@ fn routes(
         }
     });
     routes
+}
+
+/// How `/stop` is meant.
+#[derive(Default, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
+pub(super) struct Stop {
+    /// Log out a node whose identity is kept, too, and forget it.
+    pub(super) log_out: bool,
 }
 
 /// A token that the first SIGTERM, SIGINT or SIGHUP cancels. The second ends the process at once.

@@ -23,6 +23,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 struct Plain;
 
 impl Role for Plain {
+    fn asks_person(&self) -> bool {
+        true
+    }
+
     async fn start(&mut self, _: &Agent, _: &mut Routes) -> Result<(), Failure> {
         Ok(())
     }

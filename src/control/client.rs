@@ -119,7 +119,7 @@ impl Client {
             let retry_after = response.headers().get("retry-after").and_then(|value| value.to_str().ok());
             let retry_after = retry_after.map(str::to_owned);
             let text = read_all(response.body_mut(), MAX_ANSWER).await.unwrap_or_default();
-            judge_status(status, retry_after.as_deref(), &text, &mut rand::make_rng::<StdRng>())?;
+            judge_status(status, retry_after.as_deref(), &text, super::clock(), &mut rand::make_rng::<StdRng>())?;
         }
         Ok(response)
     }
@@ -132,6 +132,11 @@ impl Client {
         future: impl Future<Output = Result<T, ControlError>>,
     ) -> Result<T, ControlError> {
         self.server.within(what, after, future).await
+    }
+
+    /// The same connection, for another node key of ours.
+    pub(super) fn speaking_for(self, node_key: NodePublic) -> Self {
+        Self { node_key, ..self }
     }
 
     /// Which server it leads to.

@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use nixtail_proto::control::{AnswerError, FrameError, MapError, printable};
-use nixtail_proto::credential::advice;
+use nixtail_proto::control::{AnswerError, FrameError, MapError, RegisterError, printable};
 use nixtail_proto::noise::NoiseError;
 
 use crate::auth::AuthError;
 use crate::net::connect::ProxyFailure;
+use crate::state::StateError;
 
 /// What went wrong with control. Each says what failed, why, and what to do next; texts from control are bounded and
 /// hold no control characters.
@@ -96,40 +96,34 @@ pub enum ControlError {
     #[error(transparent)]
     Frame(#[from] FrameError),
     /// Control won't have this node: nothing changes by trying again.
-    #[error("control refused this node: {reason}; {}", advice(.reason))]
-    Refused {
-        /// In control's words.
-        reason: String,
-    },
+    #[error(transparent)]
+    Register(#[from] RegisterError),
     /// No auth key could be had.
     #[error(transparent)]
     Auth(#[from] AuthError),
-    /// There is no auth key, or control wants a person nonetheless.
+    /// The key of a node that was running has ended.
     #[error(
-        "control wants a person to log in at {url}; pass an auth key (--auth-key file:PATH or TS_AUTHKEY) to join without one"
+        "this node's key has ended, so that control and the peers use it no more; start it again to log in anew (an admin \
+         can switch key expiry off for a node; tagged nodes have none)"
     )]
-    NeedsLogin {
-        /// Control's login page.
-        url: String,
-    },
-    /// The node key that was given has ended.
-    #[error("this node's key has ended; start again without the old state, so that a new one is made")]
-    NodeKeyExpired,
+    KeyEnded,
+    /// What is to be kept of this node can't be.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 impl ControlError {
     /// Whether it is a refusal, which trying again doesn't change.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Refused { .. } | Self::NeedsLogin { .. } | Self::NodeKeyExpired)
-            || matches!(self, Self::Answer(AnswerError::Refused { .. }))
+        matches!(self, Self::Register(_) | Self::KeyEnded | Self::Answer(AnswerError::Refused { .. }))
             || matches!(self, Self::Auth(error) if error.is_refusal())
     }
 
     /// Whether the user's own words or machine are at fault.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Url { .. } | Self::NoAuthorities { .. })
+        matches!(self, Self::Url { .. } | Self::NoAuthorities { .. } | Self::State(_))
             || matches!(self, Self::Auth(error) if error.is_configuration())
             || matches!(self, Self::Proxy { failure: ProxyFailure::Variable(_), .. })
     }

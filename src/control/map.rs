@@ -13,7 +13,7 @@ use nixtail_proto::control::{
     AnswerError, LiteUpdates, MAX_DECODED_MESSAGE, MapFrames, MapSession, PingAnswer, WATCHDOG, answer_ping,
 };
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::tailcfg::{PingRequest, Timestamp};
+use nixtail_proto::tailcfg::PingRequest;
 use rand::rngs::StdRng;
 use reqwest::Url;
 use ruzstd::decoding::StreamingDecoder;
@@ -22,7 +22,7 @@ use tokio::time::{sleep_until, timeout};
 
 use super::client::Client;
 use super::description::Description;
-use super::{ControlConfig, ControlError};
+use super::{ControlConfig, ControlError, clock};
 use crate::agent::Stage;
 
 /// How a zstd frame begins.
@@ -188,11 +188,6 @@ async fn answer(client: &Client, ping: PingRequest) -> Result<(), ControlError> 
         }
         _ => Ok(()),
     }
-}
-
-fn clock() -> Timestamp {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod dial;
 mod error;
 mod login;
 mod map;
+mod person;
 mod server;
 mod stream;
 
@@ -17,34 +18,39 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use nixtail_proto::control::{AnswerError, Backoff, MapSession};
-use nixtail_proto::key::{DiscoPublic, MachinePrivate, NodePublic};
+use nixtail_proto::control::{AnswerError, Backoff, Entry, MapSession, Standing, standing, time_left};
+use nixtail_proto::key::{DiscoPublic, MachinePrivate, NodePrivate, NodePublic};
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::proxy::Proxies;
+use nixtail_proto::tailcfg::Timestamp;
 use rand::rngs::StdRng;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout_at};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::Stages;
 use crate::auth::Credential;
 pub use crate::net::connect::ProxyFailure;
+use crate::state::KeptIdentity;
 use client::Client;
 use description::Description;
 pub use description::Update;
 pub use error::ControlError;
 use login::Login;
+pub use person::Person;
 
 /// A map stream that lasted so long was a good one: the next failure is waited for shortly again.
 const GOOD_STREAM: Duration = Duration::from_secs(60);
+/// How long a node that control has forgotten tries to be let in again before it starts over.
+const AGAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a node needs to join.
 #[derive(Debug, Clone)]
 pub struct ControlConfig {
     /// The login server: `http(s)://HOST[:PORT]`.
     pub url: String,
-    /// What entitles us to join. `None` only works for a node that control knows already.
+    /// What entitles us to join. `None` only works for a node that control knows already, or with a person.
     pub auth: Option<Credential>,
     /// The host name to ask for. What control makes of it is in the netmap.
     pub hostname: String,
@@ -62,7 +68,11 @@ pub struct ControlConfig {
     pub ssh_host_keys: Vec<String>,
     /// The proxies that lead out of here.
     pub proxies: Proxies,
-    /// How long [`Control::login`] tries.
+    /// Where the machine key and the node key come from, if they are kept; what becomes of them is kept there.
+    pub identity: Option<KeptIdentity>,
+    /// Who is told of a login page where there is no credential.
+    pub person: Option<Person>,
+    /// How long [`Control::login`] tries. A person who has to log in gets 15 minutes.
     pub deadline: Duration,
     /// Where the stages of the start are marked.
     pub stages: Stages,
@@ -86,6 +96,7 @@ pub struct Control {
     status: watch::Receiver<ControlStatus>,
     acknowledged: watch::Receiver<Option<Description>>,
     cancel: CancellationToken,
+    new_node_key: Option<NodePrivate>,
     task: Option<JoinHandle<(Login, Option<Client>)>>,
 }
 
@@ -96,26 +107,12 @@ impl Control {
     /// # Errors
     /// A refusal at once; anything else at the deadline.
     pub async fn login(config: ControlConfig) -> Result<Self, ControlError> {
-        let deadline = tokio::time::Instant::now() + config.deadline;
+        let deadline = Instant::now() + config.deadline;
         let description = Description::new(&config);
         let mut login = Login::new(config)?;
-        let mut backoff = Backoff::default();
-        let client = loop {
-            let error = match timeout_at(deadline, connect_and_register(&mut login, &description)).await {
-                Ok(Ok(client)) => break client,
-                Ok(Err(error)) => error,
-                Err(_) => {
-                    let (server, after) = (login.config.url.clone(), login.config.deadline);
-                    return Err(ControlError::Timeout { server, what: login.step(), after });
-                }
-            };
-            let wait = wait_after(&error, &mut backoff);
-            if error.is_refusal() || error.is_configuration() || tokio::time::Instant::now() + wait >= deadline {
-                return Err(error);
-            }
-            tracing::info!(%error, "trying again to log in");
-            sleep(wait).await;
-        };
+        let entry = login.entry();
+        let client = login.register(None, &description, entry, deadline).await?;
+        let new_node_key = login.new_node_key().cloned();
 
         let (description, description_receiver) = watch::channel(description);
         let (netmap_sender, netmap) = watch::channel(None);
@@ -125,7 +122,7 @@ impl Control {
         let keeper = Keeper {
             login,
             client: Some(client),
-            is_registered: true,
+            registration: Ok(()),
             description: description_receiver,
             session: MapSession::default(),
             netmap: netmap_sender,
@@ -133,7 +130,13 @@ impl Control {
             acknowledged: acknowledged_sender,
         };
         let task = tokio::spawn(keeper.run(cancel.clone()));
-        Ok(Self { description, netmap, status, acknowledged, cancel, task: Some(task) })
+        Ok(Self { description, netmap, status, acknowledged, cancel, new_node_key, task: Some(task) })
+    }
+
+    /// The node key that took the place of the configured one, because control said that that one has ended.
+    #[must_use]
+    pub fn new_node_key(&self) -> Option<&NodePrivate> {
+        self.new_node_key.as_ref()
     }
 
     /// The netmap, from the first one on. Ends when control has refused us for good.
@@ -183,17 +186,27 @@ impl Control {
         let left = || until.saturating_duration_since(Instant::now());
         if let Some(client) = client {
             match login.log_out(&client, left() / 3).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => return login.forget(),
                 Err(error) => tracing::debug!(%error, "logging out on the old connection failed: dialling anew"),
             }
         }
         let server = login.config.url.clone();
         let anew = async {
             let client = login.connect().await?;
-            login.log_out(&client, deadline).await
+            login.log_out(&client, deadline).await?;
+            login.forget()
         };
         let timeout = |_| Err(ControlError::Timeout { server, what: "logging out", after: deadline });
         tokio::time::timeout(left(), anew).await.unwrap_or_else(timeout)
+    }
+
+    /// Goes without a logout: control knows the node as before, and sees it offline.
+    pub async fn close(mut self) {
+        self.cancel.cancel();
+        if let Some(task) = self.task.take() {
+            // A task that failed is gone as well.
+            let _ = task.await;
+        }
     }
 }
 
@@ -219,7 +232,8 @@ impl Acknowledgements {
 struct Keeper {
     login: Login,
     client: Option<Client>,
-    is_registered: bool,
+    /// With what a registration begins that is needed before the next stream.
+    registration: Result<(), Entry>,
     description: watch::Receiver<Description>,
     session: MapSession,
     netmap: watch::Sender<Option<Arc<Netmap>>>,
@@ -241,8 +255,10 @@ impl Keeper {
             if begun.elapsed() >= GOOD_STREAM {
                 backoff.reset();
             }
-            let is_final = is_final(&error, self.is_registered);
-            self.is_registered &= !matches!(error, ControlError::Answer(AnswerError::NotRegistered));
+            let is_final = is_final(&error, self.registration.is_ok());
+            if matches!(error, ControlError::Answer(AnswerError::NotRegistered)) {
+                self.registration = Err(Entry::Forgotten);
+            }
             self.client = None;
             let text = error.to_string();
             tracing::info!(error = text, "the map stream ended");
@@ -265,15 +281,17 @@ impl Keeper {
     /// Has a connection, a registration and a map stream, until one of them breaks.
     async fn serve(&mut self) -> Result<Infallible, ControlError> {
         let description = self.description.borrow().clone();
-        let client = match &self.client {
-            Some(client) => client.clone(),
-            None => self.login.connect().await?,
+        let client = match (self.client.take(), self.registration) {
+            (client, Err(entry)) => {
+                let deadline = Instant::now() + AGAIN_TIMEOUT;
+                let client = self.login.register(client, &description, entry, deadline).await?;
+                self.registration = Ok(());
+                client
+            }
+            (Some(client), Ok(())) => client,
+            (None, Ok(())) => self.login.connect().await?,
         };
         self.client = Some(client.clone());
-        if !self.is_registered {
-            self.login.register(&client, &description).await?;
-            self.is_registered = true;
-        }
         let status = &self.status;
         let on_message = || {
             status.send_if_modified(|status| {
@@ -286,20 +304,45 @@ impl Keeper {
         tokio::select! {
             result = map::follow(&client, config, &description, &mut self.session, &self.netmap, on_message) => result,
             result = map::tell(&client, config, self.description.clone(), &self.acknowledged) => result,
+            error = end_of_key(config.node_key, self.netmap.subscribe()) => Err(error),
         }
     }
 }
 
-async fn connect_and_register(login: &mut Login, description: &Description) -> Result<Client, ControlError> {
-    let client = login.connect().await?;
-    login.register(&client, description).await?;
-    Ok(client)
+/// Ends when our key has, by control's clock.
+async fn end_of_key(key: NodePublic, mut netmap: watch::Receiver<Option<Arc<Netmap>>>) -> ControlError {
+    loop {
+        // A netmap of before says nothing of a key that took the place of its own.
+        let ours = netmap.borrow_and_update().clone().filter(|netmap| netmap.self_node.key == key);
+        let clock = clock();
+        if ours.as_ref().is_some_and(|netmap| standing(netmap, clock) == Standing::Ended) {
+            return ControlError::KeyEnded;
+        }
+        let left = ours.and_then(|netmap| time_left(&netmap, clock));
+        let end = async {
+            match left {
+                Some(left) => sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = end => {}
+            // The sender lives as long as whoever waits here.
+            _ = netmap.changed() => {}
+        }
+    }
 }
 
-/// Whether nothing changes by trying again. Only an answer to a registration says so: a 4xx to a map request may come from
-/// a proxy, or from a control server that is being upgraded.
+/// Whether nothing changes by trying again. Only an answer to a registration says so, and the end of our key: a 4xx to a
+/// map request may come from a proxy, or from a control server that is being upgraded.
 fn is_final(error: &ControlError, is_registered: bool) -> bool {
-    !is_registered && error.is_refusal()
+    matches!(error, ControlError::KeyEnded) || (!is_registered && error.is_refusal())
+}
+
+/// Our own clock.
+pub(crate) fn clock() -> Timestamp {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }
 
 /// How long to wait after an error: what control says, else longer and longer.
@@ -321,7 +364,7 @@ mod tests {
         let refused = ControlError::Answer(AnswerError::Refused { status: 401, text: "no".to_owned() });
         assert!(is_final(&refused, false));
         assert!(!is_final(&refused, true), "an answer to a map request");
-        assert!(is_final(&ControlError::NodeKeyExpired, false));
+        assert!(is_final(&ControlError::KeyEnded, true), "a key that has ended isn't an answer");
         assert!(!is_final(&ControlError::Answer(AnswerError::NotRegistered), false));
     }
 }

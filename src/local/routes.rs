@@ -114,6 +114,14 @@ impl Request {
             Failure::new(Exit::Usage, format!("the local API doesn't understand the request: {error}"))
         })
     }
+
+    /// As [`Self::json`]; without a body what is usual.
+    ///
+    /// # Errors
+    /// As [`Self::json`].
+    pub fn json_or_default<T: DeserializeOwned + Default>(&self) -> Result<T, Failure> {
+        if self.body.is_empty() { Ok(T::default()) } else { self.json() }
+    }
 }
 
 impl Streams {

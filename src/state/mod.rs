@@ -4,15 +4,20 @@
 //! new thing because the old one can't be read: then the start fails, and somebody looks.
 
 mod file;
+mod identity;
 
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
+pub use identity::KeptIdentity;
+
+#[cfg(feature = "ssh-nix")]
 use crate::ssh::{HostKey, HostKeyError};
 
 /// The host key of the SSH endpoint, in OpenSSH's form.
+#[cfg(feature = "ssh-nix")]
 const HOST_KEY: &str = "ssh_host_ed25519_key";
 
 /// A folder of state. One agent at a time should use it.
@@ -67,6 +72,7 @@ pub enum StateError {
         source: io::Error,
     },
     /// A file holds something else than it should, or not all of it.
+    #[cfg(feature = "ssh-nix")]
     #[error("{path} holds no host key that can be used: {source}; restore it, or remove it to get a new key")]
     HostKey {
         /// The file.
@@ -74,6 +80,29 @@ pub enum StateError {
         /// Why.
         source: HostKeyError,
     },
+    /// A file holds something else than an identity, or not all of it.
+    #[error("{path} holds no identity that can be used: {why}; restore it, or remove it to join as a new node")]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The identity is one towards another control server, which this one doesn't know.
+    #[error(
+        "{path} holds the identity of a node of {of}, not of {wanted}; give each control server its own --state-dir"
+    )]
+    OtherServer {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
+        of: String,
+        /// Which one is to be joined.
+        wanted: String,
+    },
+    /// Another agent has this identity. Two of them would take the tailnet's packets from each other.
+    #[error("another nixtail uses the state folder {0}; stop it, or name another folder with --state-dir")]
+    InUse(PathBuf),
 }
 
 impl StateFolder {
@@ -93,6 +122,7 @@ impl StateFolder {
     }
 
     /// The host key that is kept here; a new one from `rng`, which is then kept, where there is none.
+    #[cfg(feature = "ssh-nix")]
     pub fn host_key(&self, rng: &mut dyn rand::CryptoRng) -> Result<HostKey, StateError> {
         let path = self.path.join(HOST_KEY);
         let failed = |source| StateError::HostKey { path: path.clone(), source };
@@ -122,5 +152,5 @@ fn check_private(path: &Path, metadata: &fs::Metadata, wanted: u32) -> Result<()
     Ok(())
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "ssh-nix"))]
 mod tests;

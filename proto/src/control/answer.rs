@@ -5,12 +5,13 @@ use std::time::Duration;
 use rand_core::CryptoRng;
 
 use super::backoff::between;
-use crate::tailcfg::{RegisterResponse, UserProfile};
+use super::retry_after;
+use crate::tailcfg::{RegisterResponse, Timestamp, UserProfile};
 
 /// Bytes of a refusal's text that are kept, as in Go.
 const MAX_TEXT: usize = 200;
-/// A longer `Retry-After` isn't believed, as in Go.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(3600);
+/// Bytes of a login page's URL at most: far more than any has.
+const MAX_LOGIN_URL: usize = 2048;
 /// How long to wait where control doesn't say it believably: at random between these, as in Go.
 const RETRY_AFTER_UNKNOWN: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(10));
 
@@ -28,9 +29,13 @@ pub enum RegisterOutcome {
     NodeKeyExpired,
     /// A person has to log in at this URL, then the same registration is sent again with it as `Followup`.
     NeedsLogin {
-        /// Untrusted text.
+        /// An `http` or `https` URL of printable ASCII, and otherwise untrusted text.
         url: String,
     },
+    /// A person has to log in, and control names no place that a browser could be sent to.
+    BadLoginUrl,
+    /// Tailnet lock is on, and control wants the new node key signed by the one before, which nixtail can't do.
+    NeedsSignature,
     /// Control won't have this node: a bad, used or ended auth key, or a tag that it may not have. Trying again
     /// changes nothing.
     Refused {
@@ -44,13 +49,22 @@ pub enum RegisterOutcome {
 pub fn register_outcome(response: RegisterResponse) -> RegisterOutcome {
     if !response.error.is_empty() {
         RegisterOutcome::Refused { reason: printable(response.error.as_bytes()) }
+    } else if !response.node_key_signature.is_empty() {
+        RegisterOutcome::NeedsSignature
     } else if response.node_key_expired {
         RegisterOutcome::NodeKeyExpired
     } else if !response.auth_url.is_empty() {
-        RegisterOutcome::NeedsLogin { url: printable(response.auth_url.as_bytes()) }
+        let url = response.auth_url;
+        if is_login_url(&url) { RegisterOutcome::NeedsLogin { url } } else { RegisterOutcome::BadLoginUrl }
     } else {
         RegisterOutcome::Registered { user: response.user, machine_authorized: response.machine_authorized }
     }
+}
+
+/// Whether a person may be told to open this.
+fn is_login_url(url: &str) -> bool {
+    let has_scheme = url.starts_with("https://") || url.starts_with("http://");
+    has_scheme && url.len() <= MAX_LOGIN_URL && url.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// An HTTP status that is no success.
@@ -81,7 +95,8 @@ pub enum AnswerError {
     },
 }
 
-/// Reads an HTTP status with what it needs: the header `Retry-After` and the beginning of the body.
+/// Reads an HTTP status with what it needs: the header `Retry-After`, the beginning of the body, and our clock, where the
+/// header has a date.
 ///
 /// # Errors
 /// What the status means, if it isn't 200.
@@ -89,15 +104,14 @@ pub fn judge_status(
     status: u16,
     retry_after: Option<&str>,
     body: &[u8],
+    clock: Timestamp,
     rng: &mut dyn CryptoRng,
 ) -> Result<(), AnswerError> {
     match status {
         200 => Ok(()),
         404 => Err(AnswerError::NotRegistered),
         429 | 503 => {
-            // A date instead of seconds is legal and not seen from any control server: it counts as unknown.
-            let told = retry_after.and_then(|text| text.trim().parse().ok()).map(Duration::from_secs);
-            let told = told.filter(|wait| !wait.is_zero() && *wait <= MAX_RETRY_AFTER);
+            let told = retry_after.and_then(|header| retry_after::parse(header, clock));
             let (least, most) = RETRY_AFTER_UNKNOWN;
             Err(AnswerError::Later(told.unwrap_or_else(|| between(least, most, rng))))
         }

@@ -4,14 +4,19 @@ mod answer;
 mod backoff;
 mod c2n;
 mod frames;
+mod registration;
+mod retry_after;
 mod session;
+mod standing;
 mod updates;
 
 pub use answer::{AnswerError, RegisterOutcome, judge_status, printable, register_outcome};
 pub use backoff::Backoff;
 pub use c2n::{PingAnswer, answer_ping};
 pub use frames::{FrameError, MAX_DECODED_MESSAGE, MAX_WIRE_MESSAGE, MapFrames, write_frame};
+pub use registration::{Claim, Entry, Means, RegisterError, Registered, Registration, Step};
 pub use session::{MapError, MapSession, Message, WATCHDOG};
+pub use standing::{Standing, standing, time_left};
 pub use updates::LiteUpdates;
 
 #[cfg(test)]

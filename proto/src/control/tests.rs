@@ -29,12 +29,26 @@ fn register_answers_in_the_order_of_go() {
     );
     assert_eq!(of(json!({"NodeKeyExpired": true, "AuthURL": "http://x"})), RegisterOutcome::NodeKeyExpired);
     assert_eq!(of(json!({"AuthURL": "http://x"})), RegisterOutcome::NeedsLogin { url: "http://x".to_owned() });
-    assert!(matches!(of(json!({})), RegisterOutcome::Registered { machine_authorized: false, .. }));
+    assert_eq!(of(json!({"NodeKeySignature": "AQI=", "NodeKeyExpired": true})), RegisterOutcome::NeedsSignature);
+    assert!(matches!(
+        of(json!({"NodeKeySignature": null})),
+        RegisterOutcome::Registered { machine_authorized: false, .. }
+    ));
+}
+
+#[test]
+fn a_login_page_is_a_url_that_can_be_shown() {
+    let of = |url: &str| register_outcome(RegisterResponse { auth_url: url.to_owned(), ..RegisterResponse::default() });
+    let long = format!("https://login.example/a/{}", "x".repeat(1000));
+    assert_eq!(of(&long), RegisterOutcome::NeedsLogin { url: long.clone() }, "whole, or it leads nowhere");
+    for url in ["javascript:alert(1)", "https://x/\u{1b}[2J", "https://x/a b", "https://ü", &long.repeat(3)] {
+        assert_eq!(of(url), RegisterOutcome::BadLoginUrl, "{url}");
+    }
 }
 
 #[test]
 fn statuses_mean_what_to_do() {
-    let judge = |status, after: Option<&str>| judge_status(status, after, b"why\x07", &mut rng());
+    let judge = |status, after: Option<&str>| judge_status(status, after, b"why\x07", CLOCK, &mut rng());
     assert_eq!(judge(200, None), Ok(()));
     assert_eq!(judge(404, None), Err(AnswerError::NotRegistered));
     assert_eq!(judge(429, Some("7")), Err(AnswerError::Later(Duration::from_secs(7))));

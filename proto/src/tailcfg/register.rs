@@ -50,6 +50,9 @@ pub struct RegisterResponse {
     /// Whose the node is.
     #[serde(deserialize_with = "null_default")]
     pub user: UserProfile,
+    /// Tailnet lock's signature of the old key, base64: a new one must be signed with it.
+    #[serde(deserialize_with = "null_default", skip_serializing_if = "String::is_empty")]
+    pub node_key_signature: String,
     /// The key has ended: make another.
     pub node_key_expired: bool,
     /// The admin let the machine in. `false` is no error: it may come.
