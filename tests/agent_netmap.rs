@@ -24,7 +24,9 @@ async fn join(devnet: &Devnet, hostname: &str) -> (Agent, NodeId) {
     let options = AuthKeyOptions { reusable: true, ephemeral: true, ..AuthKeyOptions::default() };
     let config = Config {
         login_server: devnet.url(),
-        credential: Credential::AuthKey(devnet.add_auth_key(options).unwrap()),
+        credential: Some(Credential::AuthKey(devnet.add_auth_key(options).unwrap())),
+        identity: None,
+        person: None,
         hostname: hostname.to_owned(),
         tags: Vec::new(),
         ephemeral: true,

@@ -14,7 +14,7 @@ use nixtail::auth::Credential;
 use nixtail::control::{Control, ControlConfig, ControlError, Person};
 use nixtail::state::{KeptIdentity, StateFolder};
 use nixtail_devnet::{
-    Answer, AuthKeyOptions, Call, Config as DevnetConfig, Devnet, LoginPolicy, Misbehaviour, NodeStatus,
+    Answer, AuthKeyOptions, Call, Config as DevnetConfig, Devnet, LoginPolicy, Misbehaviour, NodeStatus, Policy,
 };
 use nixtail_proto::control::RegisterError;
 use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate};
@@ -29,7 +29,11 @@ struct Net {
 
 impl Net {
     async fn start() -> Self {
-        Self { devnet: Devnet::start(DevnetConfig::default()).await.unwrap() }
+        Self {
+            devnet: Devnet::start(DevnetConfig { policy: Policy::allow_all(), ..DevnetConfig::default() })
+                .await
+                .unwrap(),
+        }
     }
 
     /// A key that is good for one node that stays, or for any number of ephemeral ones.
@@ -71,7 +75,7 @@ impl Net {
     }
 
     fn identity(&self, folder: &Path) -> KeptIdentity {
-        StateFolder::open(folder).unwrap().identity(&self.devnet.url(), &mut rand::rng()).unwrap()
+        StateFolder::open(&folder.join("state")).unwrap().identity(&self.devnet.url(), &mut rand::rng()).unwrap()
     }
 
     fn agent_config(&self, name: &str, auth: Option<Credential>, deadline: Duration) -> Config {
@@ -96,6 +100,11 @@ impl Net {
         let is_there = |nodes: &[NodeStatus]| nodes.iter().any(|node| node.name.starts_with(name));
         self.devnet.wait_for_nodes(name, PATIENCE, is_there).await.unwrap();
         self.devnet.node(name).unwrap()
+    }
+
+    /// The page where a person is awaited, as soon as there is one.
+    fn page(&self) -> String {
+        lab::wait_for("a login page", PATIENCE, || self.devnet.waiting_logins().into_iter().next())
     }
 
     /// What registrations said, oldest first.
@@ -161,7 +170,7 @@ async fn a_person_logs_in_at_a_page_that_is_shown_once() {
         let (person, shown) = person();
         let config = ControlConfig { person: Some(person), ..net.config("alice", None) };
         let login = tokio::spawn(Control::login(config));
-        let url = net.devnet.wait_for_login(PATIENCE).await.unwrap();
+        let url = net.page();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(!login.is_finished());
         net.devnet.complete_login(&url).unwrap();
@@ -180,7 +189,7 @@ async fn another_login_page_is_shown_and_a_refusal_there_is_final() {
     net.devnet.set_login_policy(LoginPolicy::Held);
     let (person, shown) = person();
     let login = tokio::spawn(Control::login(ControlConfig { person: Some(person), ..net.config("bob", None) }));
-    let first = net.devnet.wait_for_login(PATIENCE).await.unwrap();
+    let first = net.page();
     lab::wait_for("the page to be shown", PATIENCE, || (shown.lock().unwrap().len() == 1).then_some(()));
     let second = net.devnet.replace_login(&first).unwrap();
     lab::wait_for("the next page to be shown", PATIENCE, || (shown.lock().unwrap().len() == 2).then_some(()));
@@ -241,7 +250,7 @@ async fn a_key_that_has_ended_is_replaced_at_the_next_start() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_ends_by_the_clock_of_control_and_the_node_says_so() {
     let net = Net::start().await;
-    // By our own clock it would be a day until then.
+    // Control is a day behind us, or we are a day ahead.
     net.devnet.shift_clock(-86_400);
     let control = Control::login(net.config("ends", net.key(false))).await.unwrap();
     first_netmap(&control).await;
@@ -393,8 +402,8 @@ async fn an_ephemeral_node_logs_out_and_a_kept_one_comes_back() {
     let before = net.node("kept").await;
     agent.leave(LEAVE_DEADLINE).await.unwrap();
     drop(agent);
-    let left = net.node("kept").await;
-    assert_eq!((left.id, left.online), (before.id, false));
+    let is_kept = |nodes: &[NodeStatus]| nodes.iter().any(|node| node.id == before.id && !node.online);
+    net.devnet.wait_for_nodes("it to be offline, and known", PATIENCE, is_kept).await.unwrap();
 
     let agent = kept_agent(None).await.unwrap();
     let after = net.node("kept").await;
@@ -404,7 +413,7 @@ async fn an_ephemeral_node_logs_out_and_a_kept_one_comes_back() {
     agent.forget_identity();
     agent.leave(LEAVE_DEADLINE).await.unwrap();
     drop(agent);
-    assert!(!folder.path().join("identity.json").exists(), "logged out, and nothing is kept");
+    assert!(!folder.path().join("state/identity.json").exists(), "logged out, and nothing is kept");
     let error = kept_agent(None).await.unwrap_err();
     assert!(matches!(&error, JoinError::Control(error) if error.is_refusal()), "{error}");
 }

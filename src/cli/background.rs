@@ -36,7 +36,7 @@ pub(super) fn start(socket: &SocketPath, credential: Option<&Credential>) -> Res
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(child_log);
     let mut child = command.spawn().map_err(|error| failed("the background process can't start", &error))?;
     if let Some(mut stdin) = child.stdin.take() {
-        let text = serde_json::to_vec(credential).map(zeroize::Zeroizing::new);
+        let text = serde_json::to_vec(&credential).map(zeroize::Zeroizing::new);
         let text = text.map_err(|error| failed("the credential can't be handed over", &error.into()))?;
         // A child that is gone already is told of below, by its exit status.
         let _ = stdin.write_all(&text);

@@ -49,23 +49,23 @@ fn an_identity_is_kept_from_before_control_hears_of_it() {
 #[test]
 fn one_agent_at_a_time_has_it() {
     let parent = tempfile::tempdir().unwrap();
-    let first = open(parent.path(), SERVER).unwrap();
+    let first = open(&parent.path().join("state"), SERVER).unwrap();
     let clone = first.clone();
-    let error = open(parent.path(), SERVER).unwrap_err();
+    let error = open(&parent.path().join("state"), SERVER).unwrap_err();
     assert!(matches!(error, StateError::InUse(_)) && error.to_string().contains("--state-dir"), "{error}");
     drop(first);
-    assert!(open(parent.path(), SERVER).is_err(), "a handle of it is still there");
+    assert!(open(&parent.path().join("state"), SERVER).is_err(), "a handle of it is still there");
     drop(clone);
-    assert!(open(parent.path(), SERVER).is_ok());
+    assert!(open(&parent.path().join("state"), SERVER).is_ok());
 }
 
 #[test]
 fn half_written_and_foreign_files_are_errors_and_stay_as_they_are() {
     let parent = tempfile::tempdir().unwrap();
-    let kept = open(parent.path(), SERVER).unwrap();
+    let kept = open(&parent.path().join("state"), SERVER).unwrap();
     kept.handle_registered().unwrap();
     drop(kept);
-    let file = parent.path().join(FILE);
+    let file = parent.path().join("state").join(FILE);
     let whole = std::fs::read_to_string(&file).unwrap();
     let secret = whole.split("privkey:").nth(1).unwrap()[..64].to_owned();
 
@@ -84,15 +84,15 @@ fn half_written_and_foreign_files_are_errors_and_stay_as_they_are() {
     ];
     for content in cuts.chain(foreign) {
         std::fs::write(&file, &content).unwrap();
-        let error = open(parent.path(), SERVER).unwrap_err();
+        let error = open(&parent.path().join("state"), SERVER).unwrap_err();
         assert!(matches!(error, StateError::Identity { .. }), "{error}: {content}");
         let words = format!("{error} {error:?}");
         assert!(words.contains("restore it, or remove it") && !words.contains(&secret[..60]), "{words}");
         assert_eq!(std::fs::read_to_string(&file).unwrap(), content, "left alone");
     }
     std::fs::write(&file, &whole).unwrap();
-    assert!(open(parent.path(), SERVER).is_ok());
-    let error = open(parent.path(), "https://other.example").unwrap_err();
+    assert!(open(&parent.path().join("state"), SERVER).is_ok());
+    let error = open(&parent.path().join("state"), "https://other.example").unwrap_err();
     assert!(matches!(error, StateError::OtherServer { .. }), "{error}");
     assert!(error.to_string().contains("control.example") && error.to_string().contains("other.example"), "{error}");
 }
