@@ -1,6 +1,7 @@
 //! `nixtail devnet`: a control server, a relay and a STUN server on loopback, for trying things out.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 
 use nixtail_devnet::{AuthKeyOptions, Config, Devnet, DevnetError, Policy};
 
@@ -23,6 +24,9 @@ pub(super) struct Args {
     /// Let every node reach every other, instead of the policy of a run with builders and a coordinator.
     #[arg(long)]
     allow_all: bool,
+    /// Who may reach and log in where, as a Tailscale policy file (HuJSON): grants, acls, ssh, tagOwners, groups, hosts.
+    #[arg(long, value_name = "FILE", conflicts_with = "allow_all")]
+    policy: Option<PathBuf>,
     /// The tags that the key's nodes have, separated by commas or spaces.
     #[arg(long, value_name = "TAGS")]
     tags: Option<String>,
@@ -32,10 +36,10 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
+    let policy = policy(args)?;
     let tags = super::join::tags(args.tags.as_deref().unwrap_or_default())?;
     runtime()?.block_on(async {
         let stop = session::stop_on_signals("stopping the devnet")?;
-        let policy = if args.allow_all { Policy::allow_all() } else { Policy::nix_ci() };
         let config =
             Config { listen: args.listen, force: args.force, control_port: args.port, policy, ..Config::default() };
         let devnet = Devnet::start(config).await.map_err(|error| refused(&error))?;
@@ -53,6 +57,17 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         devnet.shutdown().await;
         Ok(())
     })
+}
+
+fn policy(args: &Args) -> Result<Policy, Failure> {
+    let Some(file) = &args.policy else {
+        return Ok(if args.allow_all { Policy::allow_all() } else { Policy::nix_ci() });
+    };
+    let wrong = |error: &dyn std::fmt::Display| {
+        Failure::new(Exit::Configuration, format!("cannot use the policy {}: {error}", file.display()))
+    };
+    let text = std::fs::read_to_string(file).map_err(|error| wrong(&error))?;
+    Policy::parse(&text).map_err(|error| wrong(&error))
 }
 
 fn refused(error: &DevnetError) -> Failure {

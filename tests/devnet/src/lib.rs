@@ -48,7 +48,9 @@ pub use api::{FederatedIdentity, GitHubJob, OauthClient};
 pub use auth_key::AuthKeyOptions;
 pub use error::DevnetError;
 pub use misbehaviour::{Answer, Call, Misbehaviour, PingAnswer, RecordedCall};
-pub use policy::{AUTOGROUP_NONROOT, BUILDER_TAG, COORDINATOR_TAG, Grant, Policy, Ports, Selector, SshRule};
+pub use policy::{
+    AUTOGROUP_NONROOT, BUILDER_TAG, COORDINATOR_TAG, Grant, Policy, PolicyError, Ports, Selector, SshRule,
+};
 pub use registry::{Crowd, LoginPolicy, TAILNET_DOMAIN};
 pub use relay::RelayStats;
 

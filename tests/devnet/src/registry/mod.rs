@@ -20,7 +20,7 @@ use crate::policy::Subject;
 pub use crowd::Crowd;
 pub use logins::LoginPolicy;
 pub use naming::TAILNET_DOMAIN;
-pub(crate) use naming::user_profiles;
+pub(crate) use naming::{OWNER_LOGIN, user_profiles};
 
 use logins::Logins;
 use naming::{describe, hostname};

@@ -10,6 +10,9 @@ use super::{MAX_NODES, Registry};
 /// The DNS name of the tailnet: nodes are `<hostname>.tail.devnet.`.
 pub const TAILNET_DOMAIN: &str = "tail.devnet";
 
+/// Who owns the nodes without tags.
+pub(crate) const OWNER_LOGIN: &str = "owner@tail.devnet";
+
 /// The longest label of a DNS name (RFC 1035 §2.3.4), with room for `-` and a number.
 const MAX_HOSTNAME: usize = 63 - 5;
 /// Most SSH host keys kept of a node.
@@ -44,7 +47,7 @@ pub(crate) fn user_profiles() -> Vec<UserProfile> {
 pub(super) fn user_profile(id: i64) -> UserProfile {
     let (login_name, display_name) = match id {
         TAGGED_DEVICES => ("tagged-devices", "Tagged Devices"),
-        _ => ("owner@tail.devnet", "Owner of the devnet"),
+        _ => (OWNER_LOGIN, "Owner of the devnet"),
     };
     UserProfile { id, login_name: login_name.to_owned(), display_name: display_name.to_owned() }
 }
