@@ -153,6 +153,7 @@ impl Devnet {
         let stun_port = stun_socket.local_addr().map_err(no_stun)?.port();
 
         let (tls, certificate_hash) = tls::self_signed(vec![config.listen.to_string(), "localhost".to_owned()])?;
+        let tag_owners = config.policy.tag_owners.clone();
         let derp_map = derp_map(relay_address, stun_port, &certificate_hash);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let tailnet =
@@ -173,7 +174,11 @@ impl Devnet {
             async move { tailnet.run_timeouts(stop).await }
         });
         let _stop_on_drop = stop.clone().drop_guard();
-        Ok(Self { control_address, tailnet, control, relay, stun_on, tasks, stop, _stop_on_drop })
+        let devnet = Self { control_address, tailnet, control, relay, stun_on, tasks, stop, _stop_on_drop };
+        if let Some(owners) = tag_owners {
+            devnet.set_tag_owners(owners);
+        }
+        Ok(devnet)
     }
 
     /// The control server's URL, for `--login-server`.
@@ -225,8 +230,11 @@ impl Devnet {
         tokio::time::timeout(patience, found).await.map_err(|_| DevnetError::Timeout(patience, what.to_owned()))
     }
 
-    /// Sets who may reach whom; every node is told at once.
+    /// Sets who may reach whom; every node is told at once. Where it says who owns which tag, that holds for the API, too.
     pub fn set_policy(&self, policy: Policy) {
+        if let Some(owners) = policy.tag_owners.clone() {
+            self.set_tag_owners(owners);
+        }
         self.tailnet.set_policy(policy);
     }
 

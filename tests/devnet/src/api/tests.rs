@@ -57,6 +57,26 @@ async fn a_client_makes_keys_for_all_its_tags_or_for_such_as_they_own() {
     devnet.shutdown().await;
 }
 
+/// Why the policy of the original Action has its tags own themselves: its one client makes keys for either alone.
+#[tokio::test]
+async fn a_policy_file_says_who_owns_which_tag() {
+    let policy = crate::Policy::parse(include_str!("../../policies/original.hujson")).unwrap();
+    let devnet = Devnet::start(Config { policy, ..Config::default() }).await.unwrap();
+    let (builder, coordinator) = (crate::BUILDER_TAG, crate::COORDINATOR_TAG);
+    let secret = devnet.add_oauth_client(client("auth_keys", &[builder, coordinator])).unwrap();
+    let granted = &token(&devnet, secret.expose()).await.1["access_token"];
+    for tags in [&[builder][..], &[coordinator], &[builder, coordinator]] {
+        assert_eq!(key(&devnet, granted, tags).await.0, 200, "{tags:?}");
+    }
+    assert_eq!(key(&devnet, granted, &["tag:unknown"]).await.0, 400);
+    // Where they don't, both or none.
+    let strict = format!(r#"{{ "tagOwners": {{ "{builder}": [], "{coordinator}": [] }}, "grants": [] }}"#);
+    devnet.set_policy(crate::Policy::parse(&strict).unwrap());
+    assert_eq!(key(&devnet, granted, &[builder]).await.0, 400);
+    assert_eq!(key(&devnet, granted, &[coordinator, builder]).await.0, 200);
+    devnet.shutdown().await;
+}
+
 #[tokio::test]
 async fn who_has_no_right_is_refused() {
     let devnet = Devnet::start(Config::default()).await.unwrap();
