@@ -191,6 +191,7 @@ async fn join(url: &str, key: String, hostname: &str) -> Agent {
         port: 0,
         direct: true,
         derp: true,
+        proxies: nixtail_proto::proxy::Proxies::default(),
         join_deadline: JOIN_DEADLINE,
     };
     Agent::join(config).await.expect("to join")

@@ -51,10 +51,10 @@ pub(super) async fn answer(
 
 /// Takes over what a map request tells of its node.
 pub(super) fn take_in(request: &MapRequest, machine: MachinePublic, tailnet: &Tailnet) {
-    if !request.stream || request.version < READ_ONLY_STREAMS {
-        if let Some(id) = tailnet.find(machine, request.node_key) {
-            tailnet.update(id, request);
-        }
+    if (!request.stream || request.version < READ_ONLY_STREAMS)
+        && let Some(id) = tailnet.find(machine, request.node_key)
+    {
+        tailnet.update(id, request);
     }
 }
 

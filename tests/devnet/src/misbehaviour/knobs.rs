@@ -180,11 +180,8 @@ impl Devnet {
 
     /// Switches tailnet lock on with this head, or off. Nobody signs anything.
     pub fn set_lock(&self, head: Option<&str>) {
-        let info = head.map_or(TkaInfo { disabled: true, ..TkaInfo::default() }, |head| TkaInfo {
-            head: head.to_owned(),
-            disabled: false,
-        });
-        self.tailnet.set_lock(info);
+        let (head, disabled) = (head.unwrap_or_default().to_owned(), head.is_none());
+        self.tailnet.set_lock(TkaInfo { head, disabled });
     }
 
     /// Makes nodes up, and returns their numbers. They are in netmaps as the policy says, but not in [`Self::nodes`].
