@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use nixtail_proto::credential;
 use nixtail_proto::run::{Ended, Reruns, Verdict};
 use rustix::process::Signal;
 use tokio::signal::unix::{SignalKind, signal};
@@ -20,22 +21,8 @@ use crate::report::{Exit, Failure, plain};
 
 /// How long the command may take to end after a signal: Nix ends its builds, and a script cleans up.
 pub(super) const GRACE: Duration = Duration::from_secs(10);
-/// What keeps secrets or leads to them, of our own and of Tailscale's: nothing that the command has any business with.
-const SECRET_VARIABLES: [&str; 13] = [
-    "TS_AUTHKEY",
-    "TS_AUTH_KEY",
-    "TS_AUTHKEY_FILE",
-    "TS_AUTH_KEY_FILE",
-    "TS_CLIENT_SECRET",
-    "TS_CLIENT_SECRET_FILE",
-    "TS_OAUTH_SECRET",
-    "TS_API_CLIENT_SECRET",
-    "TS_API_KEY",
-    "TS_ID_TOKEN",
-    "TS_ID_TOKEN_FILE",
-    "ACTIONS_ID_TOKEN_REQUEST_TOKEN",
-    "ACTIONS_ID_TOKEN_REQUEST_URL",
-];
+/// Where other programs of Tailscale's find secrets. Those and our own are nothing that the command has any business with.
+const FOREIGN_SECRETS: [&str; 3] = ["TS_OAUTH_SECRET", "TS_API_CLIENT_SECRET", "TS_API_KEY"];
 
 /// A command that is run while the builders are ready.
 pub(super) struct Command {
@@ -149,7 +136,7 @@ impl Command {
             program: program.clone(),
             arguments: arguments.to_vec(),
             set: told.map(crate::coordinator::mode::Told::variables).unwrap_or_default(),
-            unset: SECRET_VARIABLES.iter().map(OsString::from).collect(),
+            unset: credential::variables().chain(FOREIGN_SECRETS.map(str::to_owned)).map(OsString::from).collect(),
             // At a terminal the command stays in our group, where Ctrl-C and Ctrl-Z reach it as any other.
             own_group: !std::io::stdin().is_terminal(),
         };

@@ -23,7 +23,10 @@ impl State {
         if form.get("grant_type").is_none_or(|kind| kind != "client_credentials") {
             return Err((400, "unsupported grant_type".to_owned()));
         }
-        let given = basic_password(request).or_else(|| form.get("client_secret").cloned()).unwrap_or_default();
+        let given = basic(request)
+            .map(|(_, password)| password)
+            .or_else(|| form.get("client_secret").cloned())
+            .unwrap_or_default();
         let client = self.clients.iter().find(|(_, client)| {
             matches!(&client.proof, ClientProof::Secret(secret) if !given.is_empty() && secret.expose() == given)
         });
@@ -65,7 +68,9 @@ impl State {
 
     /// The client that a request's token was given to.
     pub(super) fn authenticate(&self, now: Instant, request: &Request) -> Result<&Client, Refusal> {
-        let granted = bearer(request).and_then(|token| self.tokens.0.get(token)).filter(|(_, ends)| *ends > now);
+        // Go's client brings an OAuth client's token as a bearer, and one that it exchanged as a user's name.
+        let token = bearer(request).map(str::to_owned).or_else(|| basic(request).map(|(token, _)| token));
+        let granted = token.and_then(|token| self.tokens.0.get(&token)).filter(|(_, ends)| *ends > now);
         granted.and_then(|(id, _)| self.clients.get(id)).ok_or_else(invalid_token)
     }
 }
@@ -74,11 +79,11 @@ fn invalid_token() -> Refusal {
     (401, "API token invalid".to_owned())
 }
 
-/// The password of `Authorization: Basic`, whose two parts OAuth wants encoded like a form (RFC 6749 §2.3.1).
-fn basic_password(request: &Request) -> Option<String> {
+/// The name and the password of `Authorization: Basic`, which OAuth wants encoded like a form (RFC 6749 §2.3.1).
+fn basic(request: &Request) -> Option<(String, String)> {
     let decoded = STANDARD.decode(request.header("authorization")?.strip_prefix("Basic ")?).ok()?;
-    let (_, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
-    form::decode(password)
+    let (name, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
+    Some((form::decode(name)?, form::decode(password)?))
 }
 
 /// Whether a subject is like a pattern with `*` in it.
