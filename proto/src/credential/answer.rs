@@ -304,7 +304,7 @@ fn read(
     if !(200..300).contains(&status) || fields.error.is_some() {
         return Err(ApiError::Refused { step, status, text: words(body) });
     }
-    wanted(fields).filter(|secret| is_plain(secret)).ok_or(ApiError::Incomplete { step, missing })
+    wanted(fields).filter(is_plain).ok_or(ApiError::Incomplete { step, missing })
 }
 
 /// What can be sent in a header or a form.

@@ -59,7 +59,7 @@ impl State {
         let mut random = [0; 16];
         crate::random::rng().map_err(|error| (500, error))?.fill_bytes(&mut random);
         let options =
-            AuthKeyOptions { reusable, ephemeral, preauthorized, tags: tags.clone(), expires: Some(lifetime) };
+            AuthKeyOptions { reusable, ephemeral, preauthorized, tags, expires: Some(lifetime) };
         let key = tailnet.add_auth_key(random, options).ok_or_else(|| (500, "no room".into()))?;
         Ok(json!({ "id": "kdevnetCNTRL", "key": key.expose(), "capabilities": capabilities }))
     }
