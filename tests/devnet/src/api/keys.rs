@@ -58,8 +58,7 @@ impl State {
         let lifetime = if expiry_seconds == 0 { LIFETIME } else { Duration::from_secs(expiry_seconds) };
         let mut random = [0; 16];
         crate::random::rng().map_err(|error| (500, error))?.fill_bytes(&mut random);
-        let options =
-            AuthKeyOptions { reusable, ephemeral, preauthorized, tags, expires: Some(lifetime) };
+        let options = AuthKeyOptions { reusable, ephemeral, preauthorized, tags, expires: Some(lifetime) };
         let key = tailnet.add_auth_key(random, options).ok_or_else(|| (500, "no room".into()))?;
         Ok(json!({ "id": "kdevnetCNTRL", "key": key.expose(), "capabilities": capabilities }))
     }
