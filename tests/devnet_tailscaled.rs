@@ -183,7 +183,9 @@ async fn echo_inside(agent: &Agent, port: u16) {
 async fn join(url: &str, key: String, hostname: &str) -> Agent {
     let config = nixtail::agent::Config {
         login_server: url.to_owned(),
-        credential: Credential::AuthKey(nixtail_proto::secret::Secret::new(key)),
+        credential: Some(Credential::AuthKey(nixtail_proto::secret::Secret::new(key))),
+        identity: None,
+        person: None,
         hostname: hostname.to_owned(),
         tags: vec![],
         ephemeral: true,
