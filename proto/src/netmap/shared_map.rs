@@ -298,7 +298,7 @@ mod tests {
             }
             check(&map);
             prop_assert_eq!(&whole(&map), &model);
-            prop_assert_eq!(whole(&old), old_model);
+            prop_assert_eq!(&whole(&old), &old_model);
             for key in [0, 1, 299, 300, 599, 600] {
                 prop_assert_eq!(map.get(&key), model.get(&key));
                 prop_assert!(map.range_from(&key).eq(model.range(key..)));
