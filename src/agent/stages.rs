@@ -112,7 +112,7 @@ mod tests {
         let stages = Stages::default();
         stages.mark(Stage::Connected);
         std::thread::sleep(Duration::from_millis(2));
-        stages.clone().mark(Stage::ServerKey);
+        stages.mark(Stage::ServerKey);
         let first = stages.reached();
         stages.mark(Stage::Connected);
         assert_eq!(stages.reached(), first);

@@ -100,7 +100,8 @@ impl JoinArgs {
     /// What the agent joins with. `person` is who is told of a login page, where somebody may be.
     pub(super) fn config(&self, credential: Option<Credential>, person: Option<Person>) -> Result<Config, Failure> {
         let hostname = self.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(machine_name);
-        let is_ephemeral = credential.as_ref().and_then(Credential::ephemeral).unwrap_or(self.state_dir.is_none());
+        let is_ephemeral =
+            credential.as_ref().and_then(Credential::ephemeral).unwrap_or_else(|| self.state_dir.is_none());
         if is_ephemeral && self.state_dir.is_some() {
             let message = "control forgets an ephemeral node by itself, so that there is nothing to keep of it";
             return Err(Failure::new(Exit::Configuration, message)

@@ -218,7 +218,7 @@ mod tests {
         let settings_only = |stream: DuplexStream| async move {
             let mut connection = h2::server::handshake(stream).await.unwrap();
             let _kept = connection.accept().await;
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
         let error = ask(SHORT, settings_only).await.unwrap_err();
         assert!(matches!(error, ControlError::Timeout { what: "registration", .. }), "{error}");

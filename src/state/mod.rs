@@ -152,5 +152,6 @@ fn check_private(path: &Path, metadata: &fs::Metadata, wanted: u32) -> Result<()
     Ok(())
 }
 
-#[cfg(all(test, feature = "ssh-nix"))]
+#[cfg(test)]
+#[cfg(feature = "ssh-nix")]
 mod tests;

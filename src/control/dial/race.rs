@@ -39,20 +39,20 @@ fn worse(one: ControlError, other: ControlError) -> ControlError {
 
 #[cfg(test)]
 mod tests {
-    use std::future::pending;
+    use std::future::{Ready, pending, ready};
 
     use super::*;
 
     const LONG: Duration = Duration::from_secs(3600);
 
-    async fn good(n: u8) -> Result<u8, ControlError> {
-        Ok(n)
+    fn good(n: u8) -> Ready<Result<u8, ControlError>> {
+        ready(Ok(n))
     }
-    async fn bad(text: &str) -> Result<u8, ControlError> {
-        Err(ControlError::protocol("x", text))
+    fn bad(text: &str) -> Ready<Result<u8, ControlError>> {
+        ready(Err(ControlError::protocol("x", text)))
     }
-    async fn broken_off() -> Result<u8, ControlError> {
-        Err(ControlError::handshake("x", "it hung up"))
+    fn broken_off() -> Ready<Result<u8, ControlError>> {
+        ready(Err(ControlError::handshake("x", "it hung up")))
     }
 
     #[tokio::test]
