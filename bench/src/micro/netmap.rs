@@ -126,7 +126,8 @@ fn node(number: u32) -> Result<String, std::fmt::Error> {
     for (name, kind) in [("Key", "nodekey"), ("Machine", "mkey"), ("DiscoKey", "discokey")] {
         write!(json, r#""{name}":"{kind}:{number:064x}","#)?;
     }
-    let addresses = format!(r#"["100.{}.{high}.{low}/32","fd7a:115c:a1e0::{number:x}/128"]"#, 64 + top % 64);
+    let (upper, lower) = (number >> 16, number & 0xffff);
+    let addresses = format!(r#"["100.{}.{high}.{low}/32","fd7a:115c:a1e0::{upper:x}:{lower:x}/128"]"#, 64 + top % 64);
     write!(json, r#""Addresses":{addresses},"AllowedIPs":{addresses},"#)?;
     write!(json, r#""Endpoints":["192.0.2.{low}:41641","198.51.100.{low}:41641"],"HomeDERP":1,"Cap":113,"#)?;
     write!(json, r#""Hostinfo":{{"OS":"linux","Hostname":"host{number}","Services":[]}},"#)?;
