@@ -1,4 +1,4 @@
-//! What nixtail costs: its hot path alone, and Nix over it beside Nix over others.
+//! What nixtail costs: its hot path alone, its start beside tsnet's, and Nix over it beside Nix over others.
 //!
 //! What the tunnel moves through real sockets, `nixtail bench` measures.
 
@@ -9,6 +9,8 @@ mod micro;
 mod nix;
 #[cfg(target_os = "linux")]
 mod stage;
+#[cfg(target_os = "linux")]
+mod start;
 
 use std::error::Error;
 
@@ -27,6 +29,8 @@ enum Command {
     /// The state machines alone: no socket, no kernel, no runtime. Under a minute.
     Micro,
     #[cfg(target_os = "linux")]
+    Start(start::Args),
+    #[cfg(target_os = "linux")]
     Nix(nix::Args),
 }
 
@@ -35,9 +39,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     match arguments.command {
         Some(Command::Micro) => micro::run(),
         #[cfg(target_os = "linux")]
+        Some(Command::Start(args)) => start::run(&args),
+        #[cfg(target_os = "linux")]
         Some(Command::Nix(args)) => nix::run(&args),
         None => {
             micro::run()?;
+            #[cfg(target_os = "linux")]
+            start::run(&start::Args::default())?;
             #[cfg(target_os = "linux")]
             nix::run(&nix::Args::default())?;
             Ok(())

@@ -1,6 +1,6 @@
 //! The Nix rows: the same work over plain sshd, over tailscaled, and over nixtail's two lanes, in turns.
 
-mod figures;
+pub(crate) mod figures;
 mod lanes;
 mod rows;
 mod table;
