@@ -33,7 +33,7 @@ mutants:
 	scripts/peers >/dev/null
 	scripts/mutants $(ONLY)
 
-# The hot path alone, then Nix over nixtail beside sshd and tailscaled (as root; says what it leaves out). 15 minutes.
+# The hot path alone, a start beside tsnet, then Nix over nixtail beside sshd and tailscaled (as root; says what it leaves out). 15 minutes.
 bench:
 	@environment=$$(scripts/needs bench)
 	eval "$$environment"
