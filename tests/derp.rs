@@ -1,5 +1,7 @@
 //! DERP connections against Tailscale's own relay, and against one that does as told.
 
+#![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
+
 mod lab;
 #[path = "derp/scripted.rs"]
 mod scripted;

@@ -175,7 +175,7 @@ async fn a_person_logs_in_at_a_page_that_is_shown_once() {
         assert!(!login.is_finished());
         net.devnet.complete_login(&url).unwrap();
         let control = login.await.unwrap().unwrap();
-        assert_eq!(*shown.lock().unwrap(), [url.clone()], "{policy:?}");
+        assert_eq!(*shown.lock().unwrap(), std::slice::from_ref(&url), "{policy:?}");
         let registrations = net.registrations();
         assert!(registrations[1..].iter().all(|request| request["Followup"] == url.as_str()), "{registrations:?}");
         assert!(registrations.iter().all(|request| request["NodeKey"] == registrations[0]["NodeKey"]));

@@ -45,6 +45,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => {
             micro::run()?;
             #[cfg(target_os = "linux")]
+            start::run(&start::Args::default())?;
+            #[cfg(target_os = "linux")]
             nix::run(&nix::Args::default())?;
             Ok(())
         }

@@ -39,6 +39,13 @@ pub(crate) struct Args {
     inside: bool,
 }
 
+impl Default for Args {
+    fn default() -> Self {
+        let peers = std::env::var_os("NIXTAIL_PEERS").map(PathBuf::from);
+        Self { rounds: ROUNDS, nixtail: None, peers, inside: false }
+    }
+}
+
 /// Who is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
