@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test test-long mutants bench lint peers clean-cache
+.PHONY: demo test test-long bench fuzz mutants lint peers clean-cache
 
 # A Nix build on two builders through our own tunnel, on this machine alone.
 demo:
@@ -40,6 +40,13 @@ bench:
 	! command -v go >/dev/null || scripts/peers >/dev/null
 	cargo build --release --locked --package nixtail --package nixtail-bench
 	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(BENCH)
+
+# Coverage-guided fuzzing of all that reads bytes from control: `make fuzz T=300` takes five minutes, and says how many cases.
+T ?= 60
+fuzz:
+	@environment=$$(scripts/needs fuzz)
+	eval "$$environment"
+	scripts/fuzz $(T)
 
 lint:
 	@environment=$$(scripts/needs lint)

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use nixtail_proto::control::{AnswerError, FrameError, MapError, RegisterError, printable};
+use nixtail_proto::control::{AnswerError, CompressionError, FrameError, MapError, RegisterError, printable};
 use nixtail_proto::noise::NoiseError;
 
 use crate::auth::AuthError;
@@ -92,6 +92,9 @@ pub enum ControlError {
     /// Control sent a netmap that makes no sense.
     #[error(transparent)]
     Map(#[from] MapError),
+    /// Control sent a message that can't be decompressed.
+    #[error(transparent)]
+    Compression(#[from] CompressionError),
     /// Control's stream of netmaps is out of step.
     #[error(transparent)]
     Frame(#[from] FrameError),

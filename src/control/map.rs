@@ -1,7 +1,6 @@
 //! The map stream and what goes the other way: updates and answers to control's pings.
 
 use std::convert::Infallible;
-use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,13 +9,12 @@ use futures::stream::FuturesUnordered;
 use h2::RecvStream;
 use http::Method;
 use nixtail_proto::control::{
-    AnswerError, LiteUpdates, MAX_DECODED_MESSAGE, MapFrames, MapSession, PingAnswer, WATCHDOG, answer_ping,
+    AnswerError, LiteUpdates, MapFrames, MapSession, PingAnswer, WATCHDOG, answer_ping, decompress,
 };
 use nixtail_proto::netmap::Netmap;
 use nixtail_proto::tailcfg::PingRequest;
 use rand::rngs::StdRng;
 use reqwest::Url;
-use ruzstd::decoding::StreamingDecoder;
 use tokio::sync::watch;
 use tokio::time::{sleep_until, timeout};
 
@@ -25,8 +23,6 @@ use super::description::Description;
 use super::{ControlConfig, ControlError, clock};
 use crate::agent::Stage;
 
-/// How a zstd frame begins.
-const ZSTD_MAGIC: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
 const MAP: &str = "/machine/map";
 /// How long control may take over an update.
 const UPDATE_TIMEOUT: Duration = Duration::from_secs(20);
@@ -65,8 +61,7 @@ pub(super) async fn follow(
                 frames.handle_bytes(&chunk?.ok_or_else(ended)?);
                 session.handle_sign_of_life(Instant::now());
                 while let Some(message) = frames.poll_message()? {
-                    let json = decompress(message)
-                        .map_err(|error| ControlError::protocol(&client.server().authority(), error))?;
+                    let json = decompress(message)?;
                     let message = session.handle_message(clock(), &json)?;
                     if message.changes.is_some() {
                         config.stages.mark(Stage::FirstMap);
@@ -151,22 +146,6 @@ async fn next_chunk(body: &mut RecvStream) -> Result<Option<bytes::Bytes>, Contr
     Ok(Some(chunk))
 }
 
-/// A message out of its zstd frame (RFC 8878 §3.1.1). A server that doesn't compress though it was asked to is borne
-/// with: JSON can't begin like a frame.
-fn decompress(mut message: &[u8]) -> Result<Vec<u8>, String> {
-    if !message.starts_with(&ZSTD_MAGIC) {
-        return Ok(message.to_vec());
-    }
-    let mut json = Vec::new();
-    let limit = MAX_DECODED_MESSAGE as u64;
-    let decoder = StreamingDecoder::new(&mut message).map_err(|error| error.to_string())?;
-    let len = decoder.take(limit + 1).read_to_end(&mut json).map_err(|error| error.to_string())?;
-    if len as u64 > limit {
-        return Err("a netmap message grew too long".to_owned());
-    }
-    Ok(json)
-}
-
 /// Answers a ping inside this connection. One that is to be answered elsewhere isn't: control could make us call
 /// anybody.
 async fn answer(client: &Client, ping: PingRequest) -> Result<(), ControlError> {
@@ -187,25 +166,5 @@ async fn answer(client: &Client, ping: PingRequest) -> Result<(), ControlError> 
             Ok(())
         }
         _ => Ok(()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn messages_are_decompressed() {
-        // Laid out by hand after RFC 8878 §3.1.1: a raw block, and a block of one repeated byte.
-        let raw = b"\x28\xb5\x2f\xfd\x20\x12\x91\x00\x00{\"KeepAlive\":true}";
-        assert_eq!(decompress(raw).as_deref(), Ok(&b"{\"KeepAlive\":true}"[..]));
-        let repeated = b"\x28\xb5\x2f\xfd\x20\x05\x2b\x00\x00x";
-        assert_eq!(decompress(repeated).as_deref(), Ok(&b"xxxxx"[..]));
-        assert_eq!(decompress(b"{}").as_deref(), Ok(&b"{}"[..]));
-        for broken in
-            [&raw[..12], &b"\x28\xb5\x2f\xfd"[..], b"\x28\xb5\x2f\xfd\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff"]
-        {
-            assert!(decompress(broken).is_err());
-        }
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use nixtail_proto::control::read_server_key;
 use nixtail_proto::key::MachinePublic;
 use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::CAPABILITY_VERSION;
 use reqwest::Url;
-use serde::Deserialize;
 
 use super::ControlError;
 use crate::net::http::{HttpClient, HttpError, Limits, Redirects};
@@ -113,11 +113,7 @@ impl Server {
         if !answer.is_success() {
             return Err(ControlError::protocol(&server, format!("/key answered HTTP {}", answer.status)));
         }
-        serde_json::from_slice::<KeyAnswer>(&answer.body)
-            .map(|answer| answer.public_key)
-            .ok()
-            .filter(|key| !key.is_zero())
-            .ok_or_else(|| ControlError::protocol(&server, "/key tells no machine key"))
+        read_server_key(&answer.body).ok_or_else(|| ControlError::protocol(&server, "/key tells no machine key"))
     }
 
     fn key_error(&self, error: HttpError) -> ControlError {
@@ -130,13 +126,6 @@ impl Server {
             HttpError::Network(text) => ControlError::Network { server, what, source: std::io::Error::other(text) },
         }
     }
-}
-
-#[derive(Deserialize)]
-struct KeyAnswer {
-    /// Not `legacyPublicKey`, which is of a protocol long gone.
-    #[serde(rename = "publicKey")]
-    public_key: MachinePublic,
 }
 
 #[cfg(test)]

@@ -151,3 +151,15 @@ impl ServerCertVerifier for LeafVerifier {
         self.algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_other_protocol_is_offered_than_http_1() {
+        for trust in [Trust::Anybody, Trust::Pin([1; 32])] {
+            assert!(client_config(trust).unwrap().alpn_protocols.is_empty());
+        }
+    }
+}

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use nixtail_proto::noise::respond;
+use nixtail_proto::tailcfg::CAPABILITY_VERSION;
 use rand::rngs::StdRng;
 use rustls::ServerConfig;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -100,7 +101,9 @@ async fn serve(mut stream: impl Transport, manner: Manner, key: &MachinePrivate,
         }
     }
     let head = String::from_utf8(head).unwrap();
-    let is_key = head.starts_with("GET /key?v=");
+    let is_key = head.starts_with("GET /key");
+    // One and the same version everywhere: here, and in the initiation below.
+    assert!(!is_key || head.starts_with(&format!("GET /key?v={CAPABILITY_VERSION} HTTP/1.1\r\n")), "{head}");
     let mut answer = Vec::new();
     match manner {
         Manner::AnswersAll200 => answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi".to_vec(),
@@ -131,7 +134,10 @@ async fn serve(mut stream: impl Transport, manner: Manner, key: &MachinePrivate,
             // As Go's server: first the 101, and then a look at the initiation, which may end it.
             answer = SWITCHING.to_vec();
             match respond(key, &initiation, &mut rand::make_rng::<StdRng>()) {
-                Ok(accepted) => answer.extend_from_slice(&accepted.response),
+                Ok(accepted) => {
+                    assert_eq!(accepted.version, CAPABILITY_VERSION);
+                    answer.extend_from_slice(&accepted.response);
+                }
                 Err(_) => return drop(stream.write_all(&answer).await),
             }
         }
