@@ -22,7 +22,6 @@ pub(crate) struct HttpClient(reqwest::Client);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Redirects {
     /// No. For whatever carries a secret.
-    #[allow(dead_code, reason = "for the admin API")]
     Refused,
     /// So many times, and never from TLS to plain HTTP.
     Followed(usize),
@@ -43,10 +42,8 @@ pub(crate) struct HttpAnswer {
     /// The status code.
     pub(crate) status: u16,
     /// The header `Retry-After`.
-    #[allow(dead_code, reason = "for the admin API's answers")]
     pub(crate) retry_after: Option<String>,
     /// The header `Content-Type`.
-    #[allow(dead_code, reason = "for the admin API's answers")]
     pub(crate) content_type: Option<String>,
     /// The body, as far as [`Limits::body`] goes.
     pub(crate) body: Vec<u8>,
@@ -96,11 +93,13 @@ impl HttpClient {
         if let Some(proxy) = find_proxy(proxies, base)? {
             client = client.proxy(intercept(base, proxy)?);
         }
-        client = match tls::client_config(Trust::System) {
-            Ok(config) => client.tls_backend_preconfigured(Arc::unwrap_or_clone(config)),
-            // A machine without authorities, such as a bare container, can log in where no TLS is spoken.
-            Err(_) if is_plain => client.tls_certs_only([]),
-            Err(source) => return Err(HttpError::NoAuthorities(source)),
+        client = if is_plain {
+            // No TLS is spoken then: a machine without authorities, such as a bare container, can log in, and no start waits
+            // for a hundred certificates to be parsed.
+            client.tls_certs_only([])
+        } else {
+            let config = tls::client_config(Trust::System).map_err(HttpError::NoAuthorities)?;
+            client.tls_backend_preconfigured(Arc::unwrap_or_clone(config))
         };
         client.build().map(Self).map_err(network)
     }
@@ -111,7 +110,6 @@ impl HttpClient {
     }
 
     /// A POST request, to be completed and given to [`Self::send`].
-    #[allow(dead_code, reason = "for the admin API")]
     pub(crate) fn post(&self, url: Url) -> RequestBuilder {
         self.0.post(url)
     }
@@ -147,13 +145,15 @@ async fn read(mut response: Response, most: usize) -> Result<HttpAnswer, HttpErr
     Ok(answer)
 }
 
-/// Follows where it may: over TLS anywhere, without it only to where the user pointed.
+/// Follows where it may: from TLS over TLS anywhere, without it only to where the user pointed.
 fn policy(base: Url, redirects: Redirects) -> Policy {
     let Redirects::Followed(most) = redirects else { return Policy::none() };
     Policy::custom(move |attempt: Attempt<'_>| {
         let url = attempt.url();
-        let may = url.scheme() == "https" || (url.scheme() == base.scheme() && url.origin() == base.origin());
-        if !may {
+        let is_same = url.origin() == base.origin();
+        if !is_same && base.scheme() == "http" && url.scheme() == "https" {
+            attempt.error("it redirects to https: give its address with https://")
+        } else if !is_same && url.scheme() != "https" {
             attempt.error("it redirects to plain HTTP elsewhere")
         } else if attempt.previous().len() > most {
             attempt.error("it redirects too often")
@@ -256,9 +256,12 @@ mod tests {
         assert_eq!(answer.body, b"ok");
         assert!(asked.await.unwrap()[1].starts_with("GET /there "));
 
-        let (url, _) = serve(vec![to("http://127.0.0.1:1/"), to("/there"), to("/on")]).await;
+        let (url, _) =
+            serve(vec![to("http://127.0.0.1:1/"), to("https://127.0.0.1:1/"), to("/there"), to("/on")]).await;
         let elsewhere = get(&url, Redirects::Followed(1), &Proxies::default()).await.unwrap_err();
         assert!(elsewhere.to_string().contains("redirects to plain HTTP"), "{elsewhere}");
+        let to_tls = get(&url, Redirects::Followed(1), &Proxies::default()).await.unwrap_err();
+        assert!(to_tls.to_string().contains("give its address with https://"), "{to_tls}");
         let too_often = get(&url, Redirects::Followed(1), &Proxies::default()).await.unwrap_err();
         assert!(too_often.to_string().contains("too often"), "{too_often}");
 

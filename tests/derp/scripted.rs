@@ -181,6 +181,9 @@ async fn a_relay_is_read_though_nobody_takes_its_packets() {
     }
     session.write(&[packets, ping(*b"still ok")].concat()).await;
     assert_eq!(session.pong().await, *b"still ok");
+    // What came with that ping is counted before a later one is read.
+    session.write(&ping(*b"and now?")).await;
+    assert_eq!(session.pong().await, *b"and now?");
     assert_eq!(connection.stats().received, 0);
     assert_eq!(connection.stats().dropped_inbound, 64);
 }
