@@ -254,21 +254,24 @@ mod tests {
     }
 
     /// What a request gives where the server says these bytes and hangs up.
-    fn ask_one_that_says(bytes: Vec<u8>) -> Result<Vec<u8>, ControlError> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    fn ask_one_that_says(runtime: &tokio::runtime::Runtime, bytes: Vec<u8>) -> Result<Vec<u8>, ControlError> {
         runtime.block_on(ask(PATIENCE, move |mut stream| async move { drop(stream.write_all(&bytes).await) }))
+    }
+
+    fn runtime() -> tokio::runtime::Runtime {
+        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
     }
 
     proptest! {
         #[test]
         fn what_is_no_http2_ends_in_an_error(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
-            prop_assert!(ask_one_that_says(bytes).is_err());
+            prop_assert!(ask_one_that_says(&runtime(), bytes).is_err());
         }
 
         #[test]
         fn any_frames_end_in_an_answer_or_an_error(frames in prop::collection::vec(frame(), 0..12)) {
             let bytes = [SETTINGS.to_vec(), frames.concat()].concat();
-            if let Ok(answer) = ask_one_that_says(bytes) {
+            if let Ok(answer) = ask_one_that_says(&runtime(), bytes) {
                 prop_assert!(answer.len() <= MAX_ANSWER);
             }
         }

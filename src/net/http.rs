@@ -43,8 +43,6 @@ pub(crate) struct HttpAnswer {
     pub(crate) status: u16,
     /// The header `Retry-After`.
     pub(crate) retry_after: Option<String>,
-    /// The header `Content-Type`.
-    pub(crate) content_type: Option<String>,
     /// The body, as far as [`Limits::body`] goes.
     pub(crate) body: Vec<u8>,
 }
@@ -126,12 +124,8 @@ impl HttpClient {
 
 async fn read(mut response: Response, most: usize) -> Result<HttpAnswer, HttpError> {
     let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-    let mut answer = HttpAnswer {
-        status: response.status().as_u16(),
-        retry_after: header("retry-after"),
-        content_type: header("content-type"),
-        body: Vec::new(),
-    };
+    let mut answer =
+        HttpAnswer { status: response.status().as_u16(), retry_after: header("retry-after"), body: Vec::new() };
     while let Some(chunk) = response.chunk().await.map_err(network)? {
         answer.body.extend_from_slice(&chunk);
         if answer.body.len() > most {
