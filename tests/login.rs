@@ -20,6 +20,7 @@ use nixtail_proto::control::RegisterError;
 use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate};
 use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
+use nixtail_proto::tailcfg::CAPABILITY_VERSION;
 use serde_json::json;
 
 /// A devnet and what a node needs to join it.
@@ -299,6 +300,24 @@ async fn a_deleted_node_with_a_used_key_ends_and_says_which_key_would_do() {
     let reason = refused(&control).await;
     assert!(reason.contains("already used") && reason.contains("reusable key"), "{reason}");
     control.close().await;
+}
+
+// What an independent client gets wrong, 4: another version in the handshake than in the requests.
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_capability_version_is_told_in_the_handshake_and_in_all_requests() {
+    let net = Net::start().await;
+    let control = Control::login(net.config("one", net.key(false))).await.unwrap();
+    first_netmap(&control).await;
+    lab::wait_for("control to take an update", PATIENCE, || control.is_told().then_some(()));
+    control.logout(LEAVE_DEADLINE).await.unwrap();
+    for (call, least) in [(Call::Register, 2), (Call::Map, 1), (Call::Update, 1)] {
+        let calls = net.devnet.calls(call);
+        assert!(calls.len() >= least, "{call:?}: {}", calls.len());
+        for said in calls {
+            assert_eq!((said.version, &said.body["Version"]), (CAPABILITY_VERSION, &json!(CAPABILITY_VERSION)));
+        }
+    }
 }
 
 // Control and the way to it at their worst.

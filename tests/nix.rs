@@ -7,6 +7,8 @@ mod command;
 mod direct;
 #[path = "nix/ends.rs"]
 mod ends;
+#[path = "nix/host_key.rs"]
+mod host_key;
 mod lab;
 #[path = "nix/nix_at_hand.rs"]
 mod nix_at_hand;

@@ -47,6 +47,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::control::{MapFrames, write_frame};
 
     #[test]
     fn messages_are_decompressed() {
@@ -61,6 +62,25 @@ mod tests {
         {
             assert!(decompress(broken).is_err());
         }
+    }
+
+    /// Thing 9 that independent clients get wrong: a decoder that is kept over messages is at its end with the first one.
+    #[test]
+    fn each_message_of_a_stream_is_a_frame_of_its_own() {
+        let keep_alive = &b"\x28\xb5\x2f\xfd\x20\x12\x91\x00\x00{\"KeepAlive\":true}"[..];
+        let cut_off = &keep_alive[..12];
+        let mut wire = Vec::new();
+        for message in [keep_alive, keep_alive, cut_off, keep_alive] {
+            write_frame(message, &mut wire);
+        }
+        let mut frames = MapFrames::default();
+        frames.handle_bytes(&wire);
+        let mut next = || decompress(frames.poll_message().unwrap().unwrap());
+        for _ in 0..2 {
+            assert_eq!(next().as_deref(), Ok(&b"{\"KeepAlive\":true}"[..]));
+        }
+        assert!(next().is_err());
+        assert_eq!(next().as_deref(), Ok(&b"{\"KeepAlive\":true}"[..]), "whatever the one before was");
     }
 
     proptest! {

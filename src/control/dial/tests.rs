@@ -59,9 +59,12 @@ impl Double {
                 tokio::spawn(async move {
                     match acceptor.filter(|_| manner != Manner::SilentFromTheStart) {
                         Some(acceptor) => {
-                            // Who is not trusted hangs up.
-                            if let Ok(stream) = acceptor.accept(stream).await {
-                                serve(stream, manner, &key, &count).await;
+                            // Who is not trusted hangs up; and who has chosen HTTP/2 can't upgrade to ts2021.
+                            match acceptor.accept(stream).await {
+                                Ok(stream) if stream.get_ref().1.alpn_protocol() != Some(b"h2") => {
+                                    serve(stream, manner, &key, &count).await;
+                                }
+                                _ => {}
                             }
                         }
                         None => serve(stream, manner, &key, &count).await,
@@ -83,13 +86,14 @@ impl Double {
 fn acceptor() -> TlsAcceptor {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
     let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let mut config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
         .with_no_client_auth()
         .with_single_cert(vec![made.cert.der().clone()], key)
         .unwrap();
-    assert!(config.alpn_protocols.is_empty());
+    // As any web server: HTTP/2 for those who offer it.
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     TlsAcceptor::from(Arc::new(config))
 }
 

@@ -126,3 +126,55 @@ impl Drop for Dataplane {
         self.cancel.cancel();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use nixtail_proto::netmap::Netmap;
+    use nixtail_proto::stun;
+    use nixtail_proto::tailcfg::{DerpNode, DerpRegion};
+    use tokio::net::UdpSocket;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Thing 14 that independent clients get wrong: what the world sees of another socket leads peers nowhere.
+    #[tokio::test]
+    async fn stun_goes_out_of_the_tunnels_own_socket() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let mut rng = rand::rng();
+        let setup = Setup {
+            node_key: NodePrivate::generate(&mut rng),
+            disco_key: DiscoPrivate::generate(&mut rng),
+            port: 0,
+            direct: true,
+            derp: false,
+            proxies: Proxies::default(),
+        };
+        let dataplane = Dataplane::start(setup).await.unwrap();
+        let relay = DerpNode { ipv4: "127.0.0.1".to_owned(), ..DerpNode::default() };
+        let region = DerpRegion { region_id: 1, nodes: vec![relay], ..DerpRegion::default() };
+        let netmap = Netmap { derp_map: Arc::new(BTreeMap::from([(1, region)])), ..Netmap::default() };
+        assert!(dataplane.send(Command::Netmap(Arc::new(netmap))).await);
+        assert!(dataplane.send(Command::StunServers(vec![(1, server.local_addr().unwrap())])).await);
+
+        // The address of a NAT that leaves ports as they are.
+        let mut request = [0; 1500];
+        let (len, source) = timeout(PATIENCE, server.recv_from(&mut request)).await.expect("a request").unwrap();
+        let mapped = SocketAddr::from(([203, 0, 113, 7], source.port()));
+        let answer = stun::response(stun::parse_request(&request[..len]).unwrap(), mapped);
+        server.send_to(&answer, source).await.unwrap();
+
+        let mut facts = dataplane.facts();
+        let told = facts.wait_for(|facts| facts.endpoints.iter().flatten().any(|(address, _)| *address == mapped));
+        let endpoints = timeout(PATIENCE, told).await.expect("the endpoint is told").unwrap().endpoints.clone();
+        let ports: BTreeSet<u16> =
+            endpoints.iter().flatten().filter(|(at, _)| at.is_ipv4()).map(|(at, _)| at.port()).collect();
+        assert_eq!(ports, BTreeSet::from([source.port()]), "{endpoints:?}");
+        assert!(dataplane.stop(PATIENCE).await);
+    }
+}
