@@ -100,3 +100,31 @@ fn go_arch() -> &'static str {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tailscale's control heeds what updates say and nothing else, headscale heeds the stream, too: what either leaves out
+    /// is lost on one of them.
+    #[test]
+    fn stream_and_update_both_say_all_of_it() {
+        let mut description = Description { hostinfo: Hostinfo::default(), endpoints: Vec::new() };
+        let endpoint = "192.0.2.7:4711".parse().unwrap();
+        description.update(Update {
+            endpoints: Some(vec![(endpoint, EndpointType::Stun)]),
+            net_info: Some(NetInfo { preferred_derp: 7, ..NetInfo::default() }),
+            ssh_host_keys: Some(vec!["ssh-ed25519 AAAA".to_owned()]),
+        });
+        let (node_key, disco_key) = (NodePublic::from_bytes([1; 32]), DiscoPublic::from_bytes([2; 32]));
+        for is_stream in [true, false] {
+            let request = description.map_request(node_key, disco_key, is_stream);
+            assert_eq!((request.version, request.node_key), (CAPABILITY_VERSION, node_key));
+            assert_eq!((request.endpoints, request.endpoint_types), (vec![endpoint], vec![EndpointType::Stun]));
+            assert_eq!(request.disco_key, disco_key);
+            assert_eq!(request.hostinfo, description.hostinfo);
+            // An update that wants peers would end the stream.
+            assert_eq!((request.stream, request.keep_alive, request.omit_peers), (is_stream, is_stream, !is_stream));
+        }
+    }
+}
