@@ -3,12 +3,14 @@
 use std::sync::Arc;
 
 use nixtail::net::derp::{DerpConfig, DerpConnection, DerpEvent, DerpEventKind, DerpFailure};
-use nixtail_proto::derp::{ClientInfo, Decoder, Frame, PROTOCOL_VERSION, ServerInfo, write_recv_packet};
+use nixtail_proto::derp::{
+    CERTIFICATE_NAME_PREFIX, ClientInfo, Decoder, DerpError, Frame, PROTOCOL_VERSION, ServerInfo, write_recv_packet,
+};
 use nixtail_proto::key::{NodePrivate, NodePublic};
 use nixtail_proto::tailcfg::{DerpNode, DerpRegion};
 use rand::SeedableRng as _;
 use rand::rngs::{StdRng, SysRng};
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -26,16 +28,23 @@ struct Scripted {
 
 impl Scripted {
     async fn start() -> Self {
+        Self::start_with(|_| None).await
+    }
+
+    /// One that shows a certificate which tells this key, given its own.
+    async fn start_with(told: impl FnOnce(NodePublic) -> Option<NodePublic>) -> Self {
+        let relay_key = NodePrivate::generate(&mut rng());
         let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+        let told = told(relay_key.public());
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()));
         let tls = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_no_client_auth()
-            .with_single_cert(vec![made.cert.der().clone()], key)
+            .with_single_cert([made.cert.der().clone()].into_iter().chain(told.map(tell_key)).collect(), key)
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), key: NodePrivate::generate(&mut rng()) }
+        Self { listener, tls: TlsAcceptor::from(Arc::new(tls)), key: relay_key }
     }
 
     fn region(&self) -> DerpRegion {
@@ -64,27 +73,28 @@ impl Scripted {
     /// The client's connection: its upgrade is answered, together with this relay's key, in one piece; and what it says
     /// of itself is read.
     async fn accept(&self) -> Session {
+        let mut session = self.accept_request().await;
+        session.write(&self.answer()).await;
+        session.identify(&self.key).await;
+        session
+    }
+
+    /// The client's connection, its upgrade read and not answered yet.
+    async fn accept_request(&self) -> Session {
         let (tcp, _) = timeout(PATIENCE, self.listener.accept()).await.unwrap().unwrap();
         let mut stream = self.tls.accept(tcp).await.unwrap();
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(stream.read_u8().await.unwrap());
         }
+        Session { stream, decoder: Decoder::new(), client: NodePublic::from_bytes([0; 32]) }
+    }
+
+    /// The answer to an upgrade, and this relay's key.
+    fn answer(&self) -> Vec<u8> {
         let mut answer = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\n\r\n".to_vec();
         Frame::ServerKey(self.key.public()).write(&mut answer).unwrap();
-        let mut session = Session { stream, decoder: Decoder::new(), client: NodePublic::from_bytes([0; 32]) };
-        session.write(&answer).await;
-        session.client = session
-            .next(|frame| match frame {
-                Frame::ClientInfo { key, sealed } => {
-                    let info = ClientInfo::open(sealed, &self.key, &key).unwrap();
-                    assert_eq!((info.version, info.can_ack_pings), (PROTOCOL_VERSION, true));
-                    Some(key)
-                }
-                other => panic!("{other:?}"),
-            })
-            .await;
-        session
+        answer
     }
 
     /// The frame that says that the client is taken.
@@ -102,6 +112,19 @@ struct Session {
 }
 
 impl Session {
+    /// Reads who the client is.
+    async fn identify(&mut self, relay: &NodePrivate) {
+        let read = self.next(|frame| match frame {
+            Frame::ClientInfo { key, sealed } => {
+                let info = ClientInfo::open(sealed, relay, &key).unwrap();
+                assert_eq!((info.version, info.can_ack_pings), (PROTOCOL_VERSION, true));
+                Some(key)
+            }
+            other => panic!("{other:?}"),
+        });
+        self.client = read.await;
+    }
+
     async fn write(&mut self, bytes: &[u8]) {
         timeout(PATIENCE, self.stream.write_all(bytes)).await.expect("the client reads").unwrap();
         self.stream.flush().await.unwrap();
@@ -131,6 +154,14 @@ fn rng() -> StdRng {
     StdRng::try_from_rng(&mut SysRng).expect("randomness")
 }
 
+/// A certificate that tells a relay's key.
+fn tell_key(relay: NodePublic) -> CertificateDer<'static> {
+    let mut params = rcgen::CertificateParams::default();
+    let name = relay.to_string().replace(NodePublic::PREFIX, CERTIFICATE_NAME_PREFIX);
+    params.distinguished_name.push(rcgen::DnType::CommonName, name);
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().der().clone()
+}
+
 fn ping(data: [u8; 8]) -> Vec<u8> {
     let mut frame = Vec::new();
     Frame::Ping(data).write(&mut frame).unwrap();
@@ -157,6 +188,32 @@ async fn what_comes_with_an_answer_is_kept() {
         DerpEventKind::Packets(batch) => assert_eq!(batch.iter().next(), Some((peer, &b"early"[..]))),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test]
+async fn a_relay_whose_certificate_tells_its_key_hears_at_once_who_we_are() {
+    let relay = Scripted::start_with(Some).await;
+    let (_connection, mut events) = relay.client(8);
+    let mut session = relay.accept_request().await;
+    // Before any answer.
+    session.identify(&relay.key).await;
+    session.write(&[relay.answer(), relay.welcome(&session)].concat()).await;
+    assert!(matches!(event(&mut events).await, DerpEventKind::Connected));
+    session.write(&ping(*b"and once")).await;
+    // Nothing was said twice: a pong is the next frame.
+    let pong = session.next(|frame| if let Frame::Pong(data) = frame { Some(data) } else { panic!("{frame:?}") });
+    assert_eq!(pong.await, *b"and once");
+}
+
+#[tokio::test]
+async fn a_relay_whose_certificate_tells_another_key_is_left() {
+    let relay = Scripted::start_with(|_| Some(NodePublic::from_bytes([9; 32]))).await;
+    let (_connection, mut events) = relay.client(8);
+    let mut session = relay.accept_request().await;
+    session.write(&relay.answer()).await;
+    let event = event(&mut events).await;
+    let is_that = matches!(event, DerpEventKind::Disconnected(DerpFailure::Protocol(DerpError::AnotherKey)));
+    assert!(is_that, "{event:?}");
 }
 
 #[tokio::test]

@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use crate::key::NodePublic;
 
+mod certificate;
 mod decoder;
 mod info;
 #[cfg(test)]
 mod tests;
 mod write;
 
+pub use certificate::{CERTIFICATE_NAME_PREFIX, key_in_certificate};
 pub use decoder::Decoder;
 pub use info::{ClientInfo, ServerInfo};
 pub use write::{write_recv_packet, write_send_packet};
@@ -175,6 +177,9 @@ pub enum DerpError {
     /// A first frame without the magic: no DERP relay.
     #[error("not a DERP relay: its greeting doesn't begin as one")]
     Greeting,
+    /// A key in the first frame that isn't the one in the relay's certificate.
+    #[error("the relay's greeting and its certificate tell different keys")]
+    AnotherKey,
     /// A box that wasn't sealed by the key it says.
     #[error("a DERP information box that doesn't open")]
     Sealed,

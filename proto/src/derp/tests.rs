@@ -90,6 +90,23 @@ fn what_is_too_long_or_too_short_is_an_error() {
 }
 
 #[test]
+fn a_certificate_may_tell_the_relays_key() {
+    let text = format!("derpkey{}", "07".repeat(32));
+    let certificate = |tag: u8, text: &str| [b"\x30\x03abc", &[tag, 71][..], text.as_bytes(), b"more"].concat();
+    assert_eq!(key_in_certificate(&certificate(0x0c, &text)), Some(key(7)));
+    assert_eq!(key_in_certificate(&certificate(0x13, &text)), Some(key(7)));
+    for other in [
+        certificate(0x04, &text),
+        certificate(0x0c, &text.replace('d', "D")),
+        certificate(0x0c, &text.replace('0', "x")),
+        certificate(0x0c, &text[..70]),
+        Vec::new(),
+    ] {
+        assert_eq!(key_in_certificate(&other), None);
+    }
+}
+
+#[test]
 fn health_can_be_shown() {
     assert_eq!(health_text(b"dup\x1b[31mlicate\n\xff"), "dup[31mlicate\u{fffd}");
     assert_eq!(health_text(&[b'x'; 10_000]).len(), MAX_HEALTH_LEN);
@@ -160,6 +177,7 @@ proptest! {
 
     #[test]
     fn any_bytes_are_frames_or_an_error(kind in 0u8..0x20, payload: Vec<u8>, rest: Vec<u8>) {
+        assert_eq!(key_in_certificate(&payload), None);
         let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
         let bytes = [&[kind][..], &length, &payload, &rest].concat();
         let mut decoder = Decoder::new();

@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use nixtail_proto::derp::{ClientInfo, Decoder, DerpError, Frame, ServerInfo};
+use nixtail_proto::derp::{ClientInfo, Decoder, DerpError, Frame, ServerInfo, key_in_certificate};
 use nixtail_proto::http_head::HeadReader;
 use nixtail_proto::key::{NodePrivate, NodePublic};
 use nixtail_proto::proxy::{Proxies, Scheme};
@@ -82,8 +82,9 @@ async fn dial_node(
     let greet = async {
         let mut stream = secure(node, transport).await?;
         let mut decoder = Decoder::new();
-        upgrade(region, node, target.port, &mut stream, decoder.unread()).await?;
-        greet(node_key, &mut stream, &mut decoder).await?;
+        let early = early_greeting(node_key, &stream)?;
+        upgrade(region, node, target.port, &early, &mut stream, decoder.unread()).await?;
+        greet(node_key, early.key, &mut stream, &mut decoder).await?;
         Ok(Dialled { stream, decoder })
     };
     timeout(GREETING_TIMEOUT, greet).await.unwrap_or(Err(DerpFailure::TooSlow { step: "TLS and its greeting" }))
@@ -123,15 +124,35 @@ async fn secure(node: &DerpNode, transport: Box<dyn Transport>) -> Result<Stream
     start_tls(transport, &node.host_name, trust).await.map_err(failed)
 }
 
+/// What is said together with the request, which saves a round trip, to a relay whose certificates tell its key. Go's
+/// client does so as well; unlike it, we let the relay answer the request: so whatever is in between can say no in words.
+#[derive(Default)]
+struct EarlyGreeting {
+    key: Option<NodePublic>,
+    client_info: Vec<u8>,
+}
+
+fn early_greeting(node_key: &NodePrivate, stream: &Stream) -> Result<EarlyGreeting, DerpFailure> {
+    let (_, tls) = stream.get_ref();
+    let behind_its_own = tls.peer_certificates().unwrap_or_default().iter().skip(1);
+    let Some(key) = behind_its_own.into_iter().find_map(|certificate| key_in_certificate(certificate)) else {
+        return Ok(EarlyGreeting::default());
+    };
+    Ok(EarlyGreeting { key: Some(key), client_info: client_info(node_key, &key)? })
+}
+
 /// Asks for DERP over HTTP. What comes behind the answer stays in `unread`.
 async fn upgrade(
     region: &DerpRegion,
     node: &DerpNode,
     port: u16,
+    early: &EarlyGreeting,
     stream: &mut Stream,
     unread: &mut Vec<u8>,
 ) -> Result<(), DerpFailure> {
-    stream.write_all(request(region, node, port).as_bytes()).await?;
+    let mut request = request(region, node, port).into_bytes();
+    request.extend_from_slice(&early.client_info);
+    stream.write_all(&request).await?;
     stream.flush().await?;
     let refused = |status| DerpFailure::Upgrade { host: shown(&node.host_name), status };
     let (mut reader, mut bytes) = (HeadReader::default(), Vec::new());
@@ -171,8 +192,13 @@ fn request(region: &DerpRegion, node: &DerpNode, port: u16) -> String {
     request
 }
 
-/// The relay's key, who we are, and the relay's proof that it has that key.
-async fn greet(node_key: &NodePrivate, stream: &mut Stream, decoder: &mut Decoder) -> Result<(), DerpFailure> {
+/// The relay's key, who we are unless that was said early, and the relay's proof that it has that key.
+async fn greet(
+    node_key: &NodePrivate,
+    told: Option<NodePublic>,
+    stream: &mut Stream,
+    decoder: &mut Decoder,
+) -> Result<(), DerpFailure> {
     let server = loop {
         match decoder.next_frame()? {
             Some(Frame::ServerKey(key)) => break key,
@@ -180,9 +206,14 @@ async fn greet(node_key: &NodePrivate, stream: &mut Stream, decoder: &mut Decode
             None => read_more(stream, decoder.unread()).await?,
         }
     };
-    let info = client_info(node_key, &server)?;
-    stream.write_all(&info).await?;
-    stream.flush().await?;
+    match told {
+        Some(key) if key == server => {}
+        Some(_) => return Err(DerpError::AnotherKey.into()),
+        None => {
+            stream.write_all(&client_info(node_key, &server)?).await?;
+            stream.flush().await?;
+        }
+    }
     loop {
         match decoder.next_frame()? {
             Some(Frame::ServerInfo { sealed }) => {

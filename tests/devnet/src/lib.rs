@@ -152,7 +152,9 @@ impl Devnet {
         let stun_socket = UdpSocket::bind(stun_address).await.map_err(no_stun)?;
         let stun_port = stun_socket.local_addr().map_err(no_stun)?.port();
 
-        let (tls, certificate_hash) = tls::self_signed(vec![config.listen.to_string(), "localhost".to_owned()])?;
+        let relay_key = NodePrivate::generate(&mut rng);
+        let names = vec![config.listen.to_string(), "localhost".to_owned()];
+        let (tls, certificate_hash) = tls::self_signed(names, &relay_key.public())?;
         let tag_owners = config.policy.tag_owners.clone();
         let derp_map = derp_map(relay_address, stun_port, &certificate_hash);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
@@ -160,7 +162,7 @@ impl Devnet {
             Arc::new(Tailnet::new(control_url(control_address), config.policy, derp_map, config.ephemeral_grace));
         let key = MachinePrivate::generate(&mut rng);
         let control = Arc::new(Control::new(Arc::clone(&tailnet), key, tasks.clone(), stop.clone()));
-        let relay = Arc::new(Relay::new(NodePrivate::generate(&mut rng), tls));
+        let relay = Arc::new(Relay::new(relay_key, tls));
         let stun_on = Arc::new(AtomicBool::new(true));
 
         tasks.spawn(Arc::clone(&control).serve(control_listener));

@@ -1,6 +1,7 @@
 //! The DERP relay: TLS, the upgrade, and packets from node to node (`tailscale/tailscale` `derp/derpserver`).
 //!
-//! It has no mesh, no WebSocket and no fast start (whose certificate it doesn't show).
+//! It has no mesh, no WebSocket and no `Derp-Fast-Start`; a node that reads its key from the certificates may say who it is
+//! at once all the same.
 
 mod clients;
 

@@ -63,8 +63,9 @@ impl Node {
 }
 
 fn relay() -> Arc<Relay> {
-    let (tls, _) = crate::tls::self_signed(vec!["localhost".to_owned()]).unwrap();
-    Arc::new(Relay::new(NodePrivate::generate(&mut crate::random::rng().unwrap()), tls))
+    let key = NodePrivate::generate(&mut crate::random::rng().unwrap());
+    let (tls, _) = crate::tls::self_signed(vec!["localhost".to_owned()], &key.public()).unwrap();
+    Arc::new(Relay::new(key, tls))
 }
 
 #[tokio::test]
