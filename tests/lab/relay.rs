@@ -1,5 +1,6 @@
 //! Tailscale's own relay: DERP over TLS, and STUN, on loopback.
 
+use std::net::TcpStream;
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -56,7 +57,8 @@ impl Relay {
             let log = process.log();
             let (_, rest) = log.split_once("\"CertName\":\"")?;
             let (pin, _) = rest.split_once('"')?;
-            Some(Ok(pin.to_owned()))
+            // It tells its pin before it listens.
+            TcpStream::connect(("127.0.0.1", derp_port)).ok().map(|_| Ok(pin.to_owned()))
         })?;
         Ok(Self { process, derp_port, stun_port, cert_name: pin, _folder: folder })
     }

@@ -12,8 +12,8 @@ use rustix::process::{Pid, Signal, kill_process};
 const STAGE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
-/// How often a condition is looked at again.
-const GLANCE: Duration = Duration::from_millis(10);
+/// How often a condition is looked at again: a small part of what takes least, a start without delay.
+const GLANCE: Duration = Duration::from_millis(2);
 /// How much of what a failed command wrote is shown.
 const LAST_LINES: usize = 12;
 

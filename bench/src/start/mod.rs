@@ -1,23 +1,27 @@
 //! How long a start takes: from the start of the process to a netmap and a home relay, ours beside tsnet's with the same
-//! control server, and how many round trips that is.
+//! control server, stage by stage, and how many round trips that is.
+
+mod control;
+mod starts;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::link::Conditions;
-use crate::nix::figures::{Samples, Spread};
+use crate::nix::figures::Spread;
 use crate::stage::network::{Link, RIGHT};
-use crate::stage::process::Running;
 use crate::stage::{self, Machine};
+use control::Control;
+use starts::{Starts, Who};
 
 /// Enough for a median.
 const ROUNDS: u8 = 5;
-/// How long a start may take.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// There and back on the long path.
-const ROUND_TRIP: Duration = Duration::from_millis(40);
-/// How many times as fast as tsnet a start is to be, without delay.
+/// There on the long path, or back.
+const DELAY: Duration = Duration::from_millis(20);
+/// The place whose delay counts round trips.
+const FAR: &str = "devnet, 40 ms path";
+/// How many times as fast as tsnet a start is to be, where control answers at once.
 const TARGET_SPEED: f64 = 5.0;
 /// How many round trips it may have.
 const TARGET_ROUND_TRIPS: f64 = 8.0;
@@ -46,13 +50,6 @@ impl Default for Args {
     }
 }
 
-/// Who is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Who {
-    Nixtail,
-    Tsnet,
-}
-
 /// Measures, or says what this machine lacks for it.
 pub(crate) fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if args.inside {
@@ -70,84 +67,101 @@ pub(crate) fn run(args: &Args) -> Result<(), Box<dyn Error>> {
     if status.success() { Ok(()) } else { Err(format!("the measurements ended with {status}").into()) }
 }
 
+/// Where starts are measured.
+struct Place {
+    name: &'static str,
+    /// In the order of who is started.
+    starts: Vec<Starts>,
+}
+
 fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
     let own = std::env::current_exe()?;
     let nixtail = args.nixtail.clone().unwrap_or_else(|| own.with_file_name("nixtail"));
-    let tsnet = args.peers.clone().unwrap_or_else(|| PathBuf::from(".cache/peers")).join("tsnet-peer");
-    let mut programs: Vec<(&str, &Path)> = vec![("nixtail", &nixtail)];
-    let mut who = vec![Who::Nixtail];
-    if tsnet.is_file() {
-        programs.push(("tsnet-peer", &tsnet));
-        who.push(Who::Tsnet);
-    } else {
-        eprintln!("left out: tsnet; {} isn't there (scripts/peers builds it)", tsnet.display());
-    }
+    let peers = args.peers.clone().unwrap_or_else(|| PathBuf::from(".cache/peers"));
     let busybox = stage::find("busybox").ok_or("busybox isn't on PATH")?;
-    programs.push(("busybox", &busybox));
+    let peer = |name: &str| Some(peers.join(name)).filter(|path| path.is_file());
+    let (tsnet, headscale) = (peer("tsnet-peer"), peer("headscale").zip(peer("derper")));
+    let mut programs: Vec<(&str, &Path)> = vec![("nixtail", &nixtail), ("busybox", &busybox)];
+    let mut who = vec![Who::Nixtail];
+    match &tsnet {
+        Some(tsnet) => {
+            programs.push(("tsnet-peer", tsnet));
+            who.push(Who::Tsnet);
+        }
+        None => eprintln!("left out: tsnet; {} has no tsnet-peer (scripts/peers builds it)", peers.display()),
+    }
+    match &headscale {
+        Some((headscale, derper)) => programs.extend([("headscale", headscale.as_path()), ("derper", derper)]),
+        None => eprintln!("left out: headscale; {} lacks it or derper (scripts/peers builds them)", peers.display()),
+    }
     let folder = stage::set(&programs)?;
     let machines = [&Machine::start(&folder, "node")?, &Machine::start(&folder, "control")?];
+    let [node, server] = machines;
 
-    let mut taken = Vec::new();
-    for delay in [Duration::ZERO, ROUND_TRIP / 2] {
+    let mut places = Vec::new();
+    let mut round_trips = Vec::new();
+    for (name, delay) in [("devnet", Duration::ZERO), (FAR, DELAY)] {
         let _link = Link::emulated(machines, Conditions { delay, ..Conditions::CLEAN })?;
-        taken.push(starts(&folder, machines, &who, args.rounds)?);
+        round_trips.push(round_trip(node)?);
+        let control = Control::devnet(&folder, server)?;
+        places.push(Place { name, starts: starts::measure(&folder, node, &control, &who, args.rounds)? });
     }
-    let [near, far] = taken.as_slice() else { return Err("two links were to be measured".into()) };
-    println!("From the start of the process to a netmap and a home relay; control and relay are nixtail's devnet.");
-    println!("{:<10} {:>24} {:>24} {:>12}", "", "no delay", "40 ms round trip", "round trips");
-    for (who, (near, far)) in who.iter().zip(near.iter().zip(far)) {
-        let (near, far) = near.spread().zip(far.spread()).ok_or("nothing was measured")?;
-        let trips = (far.median - near.median) / ROUND_TRIP.as_secs_f64();
-        println!("{:<10} {:>24} {:>24} {trips:>12.1}", format!("{who:?}"), shown(near), shown(far));
+    if headscale.is_some() {
+        let _link = Link::emulated(machines, Conditions::CLEAN)?;
+        let control = Control::headscale(&folder, server)?;
+        places.push(Place { name: "headscale", starts: starts::measure(&folder, node, &control, &who, args.rounds)? });
     }
-    let speed = |samples: &[Samples]| samples.first()?.speed_against(samples.get(1)?);
-    if let Some((near, far)) = speed(near).zip(speed(far)) {
-        println!("{:.1} times as fast as tsnet without delay, {:.1} times with it.", near.median, far.median);
-    }
-    println!("To be reached: {TARGET_SPEED} times as fast, {TARGET_ROUND_TRIPS} round trips.");
+    let &[near, far] = round_trips.as_slice() else { return Err("two links were to be measured".into()) };
+    print_totals(&who, &places, far - near)?;
+    print_stages(&who, &places);
     Ok(())
 }
 
-/// Starts each of them in turns.
-fn starts(
-    folder: &Path,
-    [node, control]: [&Machine; 2],
-    who: &[Who],
-    rounds: u8,
-) -> Result<Vec<Samples>, Box<dyn Error>> {
-    let program = |name: &str| folder.join("bin").join(name).display().to_string();
-    let serve = control.command(&program("nixtail"), &["devnet", "--listen", RIGHT, "--force", "--allow-all"]);
-    let mut devnet = control.start_inside("devnet", serve)?;
-    let ready = devnet.wait_until_ready(PATIENCE)?;
-    let word = |name: &str| {
-        let word = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-        word.ok_or_else(|| format!("the devnet's ready line has no {name}"))
-    };
-    let (url, key) = (word("TS_CONTROL_URL")?, word("TS_AUTHKEY")?);
-    let mut samples = vec![Samples::default(); who.len()];
-    for round in 0..rounds {
-        for (who, samples) in who.iter().zip(&mut samples) {
-            let name = format!("{who:?}-{round}").to_ascii_lowercase();
-            let socket = node.path("start.sock").display().to_string();
-            let (mut command, is_up): (_, fn(&str) -> bool) = match who {
-                Who::Nixtail => {
-                    let line = ["-v", "up", "--login-server", url, "--hostname", &name, "--socket", &socket];
-                    let is_up = |log: &str| log.contains("stage=first netmap") && log.contains("stage=home relay");
-                    (node.command(&program("nixtail"), &line), is_up)
-                }
-                // It says so once a relay is chosen, connected or not.
-                Who::Tsnet => {
-                    (node.command(&program("tsnet-peer"), &[url, &name, ""]), |log| log.contains(r#""step":"home""#))
-                }
-            };
-            command.env("TS_AUTHKEY", key).env("TS_NO_LOGS_NO_SUPPORT", "true");
-            let begun = Instant::now();
-            let mut running: Running = node.start_inside(&name, command)?;
-            running.wait_for("a netmap and a home relay", PATIENCE, |log| is_up(log).then_some(()))?;
-            samples.add(begun.elapsed());
+/// What a round trip on the link takes, in seconds: the emulator adds a little to the delay it is told.
+fn round_trip(node: &Machine) -> Result<f64, Box<dyn Error>> {
+    let said = node.run("busybox", &["ping", "-c", "5", "-i", "0.2", RIGHT])?;
+    let average = said.split_once("min/avg/max = ").and_then(|(_, rest)| rest.split('/').nth(1)?.parse::<f64>().ok());
+    Ok(average.ok_or_else(|| format!("ping says no round trip: {said}"))? / 1e3)
+}
+
+fn print_totals(who: &[Who], places: &[Place], round_trip: f64) -> Result<(), Box<dyn Error>> {
+    println!("From the start of the process to a netmap and a home relay:");
+    let names: String = who.iter().map(|who| format!("{:>26}", who.name())).collect();
+    println!("{:<22}{names}{:>16}", "", "times as fast");
+    for Place { name, starts } in places {
+        let mut line = format!("{name:<22}");
+        for start in starts {
+            line.push_str(&format!("{:>26}", shown(start.total.spread().ok_or("nothing was measured")?)));
+        }
+        let speed = starts.first().zip(starts.get(1)).and_then(|(own, other)| own.total.speed_against(&other.total));
+        println!("{line}{:>16}", speed.map(|speed| format!("{:.1}", speed.median)).unwrap_or_default());
+    }
+    let [near, far, ..] = places else { return Err("two links were to be measured".into()) };
+    let median = |start: &Starts| start.total.spread().map_or(f64::NAN, |spread| spread.median);
+    let trips = near.starts.iter().zip(&far.starts);
+    let trips = trips.map(|(near, far)| (median(far) - median(near)) / round_trip);
+    let trips: String = trips.map(|trips| format!("{trips:>26.1}")).collect();
+    println!("{:<22}{trips}   (of {:.1} ms)", "round trips", round_trip * 1e3);
+    println!(
+        "To be reached: {TARGET_SPEED} times as fast, {TARGET_ROUND_TRIPS} round trips. tsnet says when its home is chosen,"
+    );
+    println!("nixtail when the relay there has taken it; headscale's own answers are in both times.");
+    Ok(())
+}
+
+fn print_stages(who: &[Who], places: &[Place]) {
+    let names: String = places.iter().map(|place| format!("{:>22}", place.name)).collect();
+    println!("\nStages: milliseconds since its start, by its own clock, medians\n{:<22}{names}", "");
+    for (at, who) in who.iter().enumerate() {
+        let starts: Vec<&Starts> = places.iter().filter_map(|place| place.starts.get(at)).collect();
+        for stage in starts.first().map(|first| first.stages()).unwrap_or_default() {
+            let medians = starts.iter().map(|start| start.median(stage));
+            let medians: String = medians
+                .map(|ms| format!("{:>22}", ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0}"))))
+                .collect();
+            println!("{:<22}{medians}", format!("{} {stage}", who.name()));
         }
     }
-    Ok(samples)
 }
 
 fn shown(spread: Spread) -> String {
