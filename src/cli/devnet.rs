@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nixtail_devnet::{AuthKeyOptions, Config, Devnet, DevnetError, Policy};
+use nixtail_devnet::{AuthKeyOptions, Config, Crowd, Devnet, DevnetError, Policy};
 
 use super::{print, print_json, runtime, session};
 use crate::local::SCHEMA;
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// The tags that the key's nodes have, separated by commas or spaces.
     #[arg(long, value_name = "TAGS")]
     tags: Option<String>,
+    /// Put so many made-up nodes into the tailnet, too: as large in a netmap as real ones, and never there.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    crowd: usize,
     /// Print JSON.
     #[arg(long)]
     json: bool,
@@ -45,6 +48,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let devnet = Devnet::start(config).await.map_err(|error| refused(&error))?;
         let options = AuthKeyOptions { reusable: true, ephemeral: true, tags, ..AuthKeyOptions::default() };
         let key = devnet.add_auth_key(options).map_err(|error| refused(&error))?;
+        let crowd = Crowd { count: args.crowd, ..Crowd::default() };
+        devnet.add_crowd(&crowd).map_err(|error| refused(&error))?;
         // The key is this command's answer: it opens a tailnet that ends with this process.
         let (url, key) = (devnet.url(), key.expose());
         if args.json {

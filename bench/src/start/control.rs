@@ -27,9 +27,12 @@ pub(super) struct Control {
 }
 
 impl Control {
-    pub(super) fn devnet(folder: &Path, machine: &Machine) -> Result<Self, Box<dyn Error>> {
+    /// The devnet, with so many made-up nodes in it.
+    pub(super) fn devnet(folder: &Path, machine: &Machine, crowd: usize) -> Result<Self, Box<dyn Error>> {
         let program = folder.join("bin/nixtail").display().to_string();
-        let serve = machine.command(&program, &["devnet", "--listen", RIGHT, "--force", "--allow-all"]);
+        let crowd = crowd.to_string();
+        let line = ["devnet", "--listen", RIGHT, "--force", "--allow-all", "--crowd", &crowd];
+        let serve = machine.command(&program, &line);
         let mut devnet = machine.start_inside("devnet", serve)?;
         let ready = devnet.wait_until_ready(PATIENCE)?;
         let word = |name: &str| {

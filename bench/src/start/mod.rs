@@ -21,6 +21,10 @@ const ROUNDS: u8 = 5;
 const DELAY: Duration = Duration::from_millis(20);
 /// The place whose delay counts round trips.
 const FAR: &str = "devnet, 40 ms path";
+/// The place that shows what many peers cost.
+const CROWDED: &str = "devnet, 10,000 peers";
+/// How many those are.
+const CROWD: usize = 10_000;
 /// How many times as fast as tsnet a start is to be, where control answers at once.
 const TARGET_SPEED: f64 = 5.0;
 /// How many round trips it may have.
@@ -100,10 +104,11 @@ fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
 
     let mut places = Vec::new();
     let mut round_trips = Vec::new();
-    for (name, delay) in [("devnet", Duration::ZERO), (FAR, DELAY)] {
+    let devnets = [("devnet", Duration::ZERO, 0), (FAR, DELAY, 0), (CROWDED, Duration::ZERO, CROWD)];
+    for (name, delay, crowd) in devnets {
         let _link = Link::emulated(machines, Conditions { delay, ..Conditions::CLEAN })?;
         round_trips.push(round_trip(node)?);
-        let control = Control::devnet(&folder, server)?;
+        let control = Control::devnet(&folder, server, crowd)?;
         places.push(Place { name, starts: starts::measure(&folder, node, &control, &who, args.rounds)? });
     }
     if headscale.is_some() {
@@ -111,7 +116,7 @@ fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
         let control = Control::headscale(&folder, server)?;
         places.push(Place { name: "headscale", starts: starts::measure(&folder, node, &control, &who, args.rounds)? });
     }
-    let &[near, far] = round_trips.as_slice() else { return Err("two links were to be measured".into()) };
+    let &[near, far, ..] = round_trips.as_slice() else { return Err("two links were to be measured".into()) };
     print_totals(&who, &places, far - near)?;
     print_stages(&who, &places);
     Ok(())
@@ -142,6 +147,11 @@ fn print_totals(who: &[Who], places: &[Place], round_trip: f64) -> Result<(), Bo
     let trips = trips.map(|(near, far)| (median(far) - median(near)) / round_trip);
     let trips: String = trips.map(|trips| format!("{trips:>26.1}")).collect();
     println!("{:<22}{trips}   (of {:.1} ms)", "round trips", round_trip * 1e3);
+    for Place { name, starts } in places {
+        let memory: String =
+            starts.iter().map(|start| format!("{:>26}", format!("{:.0} MiB", start.memory()))).collect();
+        println!("{:<22}{memory}", format!("memory, {}", name.trim_start_matches("devnet, ")));
+    }
     println!(
         "To be reached: {TARGET_SPEED} times as fast, {TARGET_ROUND_TRIPS} round trips. tsnet says when its home is chosen,"
     );

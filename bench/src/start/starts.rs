@@ -56,6 +56,8 @@ impl Who {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Starts {
     pub(super) total: Samples,
+    /// The most memory that any of them had when it was up, in bytes.
+    most_memory: u64,
     stages: Vec<(String, Samples)>,
 }
 
@@ -71,8 +73,14 @@ impl Starts {
         Some(samples.spread()?.median * 1e3)
     }
 
-    fn add(&mut self, total: Duration, stages: Vec<(String, f64)>) {
+    /// The most memory that any of them had when it was up, in MiB.
+    pub(super) fn memory(&self) -> f64 {
+        self.most_memory as f64 / f64::from(1 << 20)
+    }
+
+    fn add(&mut self, total: Duration, memory: u64, stages: Vec<(String, f64)>) {
         self.total.add(total);
+        self.most_memory = self.most_memory.max(memory);
         for (stage, ms) in stages {
             let at = self.stages.iter().position(|(known, _)| *known == stage).unwrap_or_else(|| {
                 self.stages.push((stage, Samples::default()));
@@ -111,10 +119,17 @@ pub(super) fn measure(
             let mut running = node.start_inside(&name, command)?;
             let up = |log: &str| Some(who.stages(log)).filter(|stages| who.is_up(stages));
             let stages = running.wait_for("a netmap and a home relay", PATIENCE, up)?;
-            starts.add(begun.elapsed(), stages);
+            starts.add(begun.elapsed(), peak_memory(running.id()), stages);
         }
     }
     Ok(all)
+}
+
+/// The most memory that a process has had, in bytes; 0 if the system doesn't say.
+fn peak_memory(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()).map_or(0, |kib| kib << 10)
 }
 
 #[cfg(test)]
@@ -132,7 +147,7 @@ mod tests {
         assert_eq!(stages, [("online".to_owned(), 7.0), ("home".to_owned(), 9.0)]);
         assert!(Who::Tsnet.is_up(&stages));
         let mut starts = Starts::default();
-        starts.add(Duration::from_millis(10), stages);
-        assert_eq!((starts.stages(), starts.median("home")), (vec!["online", "home"], Some(9.0)));
+        starts.add(Duration::from_millis(10), 3 << 20, stages);
+        assert_eq!((starts.stages(), starts.median("home"), starts.memory()), (vec!["online", "home"], Some(9.0), 3.0));
     }
 }
