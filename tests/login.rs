@@ -292,6 +292,33 @@ async fn a_node_that_was_deleted_registers_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_running_node_does_not_change_its_key() {
+    let net = Net::start().await;
+    let control = Control::login(net.config("deleted", net.key(false))).await.unwrap();
+    first_netmap(&control).await;
+    let ended = Answer::json(&json!({"NodeKeyExpired": true}));
+    net.devnet.misbehave(Call::Register, Misbehaviour::Answer(ended), 1);
+    net.devnet.delete_node(net.node("deleted").await.id).unwrap();
+    // The tunnel has the old one: a node with another would be silent for ever.
+    let reason = refused(&control).await;
+    assert!(reason.contains("key has ended"), "{reason}");
+    assert!(net.devnet.nodes().is_empty());
+    control.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_takes_back_what_control_may_have_taken() {
+    let net = Net::start().await;
+    net.devnet.misbehave(Call::Register, Misbehaviour::LoseAnswer, 1);
+    let busy = Answer::text(429, "slow down").header("retry-after", "3600");
+    net.devnet.misbehave(Call::Register, Misbehaviour::Answer(busy), 1);
+    let config = ControlConfig { deadline: Duration::from_secs(3), ..net.config("ghost", net.key(true)) };
+    let error = Control::login(config).await.err().unwrap();
+    assert!(!error.is_refusal(), "{error}");
+    assert!(net.devnet.nodes().is_empty(), "{:?}", net.devnet.nodes());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_node_with_a_used_key_ends_and_says_which_key_would_do() {
     let net = Net::start().await;
     let control = Control::login(net.config("deleted", net.key(true))).await.unwrap();

@@ -11,7 +11,7 @@ use std::process::Command;
 use lab::nixtail::program;
 use lab::process::{Process, run};
 use lab::tailscaled::{Paths, Tailscaled};
-use nixtail_devnet::{AuthKeyOptions, Config, Devnet, FederatedIdentity, NodeStatus, OauthClient, Policy};
+use nixtail_devnet::{AuthKeyOptions, Config, Devnet, FederatedIdentity, LoginPolicy, NodeStatus, OauthClient, Policy};
 use rustix::process::Signal;
 use tokio::runtime::Runtime;
 
@@ -315,6 +315,20 @@ fn no_secret_shows_on_the_command_line_in_logs_or_in_a_child() {
         let down = run(Command::new(program()).args(["down", "--socket"]).arg(&socket), lab::PATIENCE);
         assert!(down.status.success());
     }
+}
+
+/// The process behind a ready line has no terminal; who waits for that line may have nobody, either.
+#[test]
+fn nobody_is_waited_for_in_the_background_of_a_job() {
+    let net = Net::start();
+    net.devnet().set_login_policy(LoginPolicy::Held);
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = nixtail(&net, &[("CI", "true".to_owned())], "");
+    command.args(["--background", "--state-dir"]).arg(folder.path().join("state"));
+    let output = run(command.arg("--socket").arg(folder.path().join("sock")), lab::PATIENCE);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(77), "{said}");
+    assert!(said.contains("wants a person to log in at http") && !said.contains("goes on by itself"), "{said}");
 }
 
 /// A nixtail that is on its way in, or there.

@@ -9,7 +9,7 @@ use nixtail_proto::tailcfg::RegionId;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::State;
-use crate::control::{Control, ControlError, Update};
+use crate::control::{Control, ControlError, ControlStatus, Update};
 use crate::net::dataplane::{Command, Facts};
 use crate::net::stun_servers;
 
@@ -24,6 +24,7 @@ pub(super) struct Membership {
     state: watch::Receiver<State>,
     netmap: watch::Receiver<Option<Arc<Netmap>>>,
     refused: watch::Receiver<Option<String>>,
+    control: watch::Receiver<ControlStatus>,
 }
 
 enum Order {
@@ -39,7 +40,7 @@ impl Membership {
         let (told_sender, told) = watch::channel(false);
         let (published, published_netmap) = watch::channel(None);
         let (refused_sender, refused) = watch::channel(None);
-        let netmap = control.netmap();
+        let (netmap, control_status) = (control.netmap(), control.status());
         let task = Task {
             control,
             commands,
@@ -53,7 +54,7 @@ impl Membership {
             resolving: None.into(),
         };
         tokio::spawn(task.run(inbox));
-        Self { orders, told, state, netmap: published_netmap, refused }
+        Self { orders, told, state, netmap: published_netmap, refused, control: control_status }
     }
 
     /// Where the node is in its life.
@@ -74,6 +75,12 @@ impl Membership {
     /// Why control doesn't let this node be a node any more, once that is so. It stays so.
     pub(super) fn refused(&self) -> watch::Receiver<Option<String>> {
         self.refused.clone()
+    }
+
+    /// Why there is no map stream, if there is none and something went wrong.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let status = self.control.borrow();
+        if status.connected_since.is_some() { None } else { status.last_error.clone() }
     }
 
     /// Publishes other SSH host keys.

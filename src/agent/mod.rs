@@ -87,7 +87,8 @@ impl Agent {
     /// our home relay is connected.
     ///
     /// # Errors
-    /// What refused it, or what was still missing when [`Config::join_deadline`] had passed. Nothing is left behind.
+    /// What refused it, or what was still missing when [`Config::join_deadline`] had passed. Nothing is left behind, unless
+    /// control doesn't answer any more: then it may know the node until it finds it gone.
     pub async fn join(config: Config) -> Result<Self, JoinError> {
         Self::join_until(config, CancellationToken::new()).await
     }
@@ -295,7 +296,7 @@ impl Agent {
         let netmap = self.inner.netmap.borrow().clone().unwrap_or_default();
         let facts = self.inner.facts.borrow().clone();
         let mut health = netmap.health.clone();
-        health.extend(self.inner.membership.refused().borrow().clone());
+        health.extend(self.inner.membership.trouble());
         health.extend(standing_in_words(&netmap));
         if !self.is_relay_ready(self.inner.derp) {
             health.push(NO_RELAY.to_owned());

@@ -18,8 +18,17 @@ const MAX_CREDENTIAL: u64 = 128 << 10;
 const LOGIN: &str = "login ";
 /// What of the background process' messages is shown when it fails.
 const SHOWN_LOG: u64 = 16 << 10;
+/// What the background process gets through the pipe.
+#[derive(serde::Serialize, serde::Deserialize)]
+pub(super) struct HandedOver {
+    /// What to log in with, if there is something.
+    pub(super) credential: Option<Credential>,
+    /// Whether somebody may be there to log in: who waits for the ready line, and not the process behind it, can tell.
+    pub(super) has_person: bool,
+}
+
 /// Starts the background process and waits until it is ready or has failed.
-pub(super) fn start(socket: &SocketPath, credential: Option<&Credential>) -> Result<(), Failure> {
+pub(super) fn start(socket: &SocketPath, handed_over: &HandedOver) -> Result<(), Failure> {
     let failed = |action: &str, error: &std::io::Error| Failure::new(Exit::General, format!("{action}: {error}"));
     let program = std::env::current_exe().map_err(|error| failed("this program's own path is unknown", &error))?;
     let log_path = log_path(socket);
@@ -36,7 +45,7 @@ pub(super) fn start(socket: &SocketPath, credential: Option<&Credential>) -> Res
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(child_log);
     let mut child = command.spawn().map_err(|error| failed("the background process can't start", &error))?;
     if let Some(mut stdin) = child.stdin.take() {
-        let text = serde_json::to_vec(&credential).map(zeroize::Zeroizing::new);
+        let text = serde_json::to_vec(handed_over).map(zeroize::Zeroizing::new);
         let text = text.map_err(|error| failed("the credential can't be handed over", &error.into()))?;
         // A child that is gone already is told of below, by its exit status.
         let _ = stdin.write_all(&text);
@@ -62,8 +71,8 @@ pub(super) fn start(socket: &SocketPath, credential: Option<&Credential>) -> Res
     Err(Failure::new(exit_of(status.code()), format!("the background process ended before it was ready ({status})")))
 }
 
-/// In the background process: leaves the terminal's session and takes the credential, if there is one, from the pipe.
-pub(super) fn receive() -> Result<Option<Credential>, Failure> {
+/// In the background process: leaves the terminal's session and takes what it is to know from the pipe.
+pub(super) fn receive() -> Result<HandedOver, Failure> {
     // Fails only for the leader of a group, which is detached already.
     let _ = rustix::process::setsid();
     let mut text = zeroize::Zeroizing::new(Vec::new());

@@ -1,8 +1,10 @@
 //! How a command joins the tailnet: flags, then environment, then default.
 
-use std::path::PathBuf;
+use std::convert::Infallible;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::{OsStringValueParser, TypedValueParser as _};
 use nixtail_proto::proxy::Proxies;
 
 use crate::agent::{Config, JOIN_DEADLINE};
@@ -22,7 +24,8 @@ pub(super) struct JoinArgs {
     #[arg(long, value_name = "KEY")]
     auth_key: Option<String>,
     /// The control server.
-    #[arg(long, env = "TS_CONTROL_URL", value_name = "URL", default_value = DEFAULT_LOGIN_SERVER)]
+    // An empty variable is an unset one, here and below: workflows set them so.
+    #[arg(long, env = "TS_CONTROL_URL", value_name = "URL", default_value = DEFAULT_LOGIN_SERVER, value_parser = login_server)]
     login_server: String,
     /// The name of this node [default: this machine's].
     #[arg(long, env = "TS_HOSTNAME", value_name = "NAME")]
@@ -32,7 +35,7 @@ pub(super) struct JoinArgs {
     tags: Option<String>,
     /// Keep this node's identity in this folder: it isn't ephemeral then, stays known to control when it ends, and comes
     /// back as the same node without its auth key [default: memory only, a new node each time].
-    #[arg(long, value_name = "FOLDER", env = "NIXTAIL_STATE_DIR")]
+    #[arg(long, value_name = "FOLDER", env = "NIXTAIL_STATE_DIR", value_parser = OsStringValueParser::new().map(PathBuf::from))]
     state_dir: Option<PathBuf>,
     /// The UDP port for direct connections; 0 takes any.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
@@ -51,6 +54,10 @@ pub(super) struct JoinArgs {
 }
 
 impl JoinArgs {
+    fn state_dir(&self) -> Option<&Path> {
+        self.state_dir.as_deref().filter(|folder| !folder.as_os_str().is_empty())
+    }
+
     /// What to log in with, from wherever it was given. `None`: nothing, and a kept identity or a person may do.
     /// `asks_person`: whether one is waited for even where nobody sits at a terminal.
     pub(super) fn credential(&self, asks_person: bool) -> Result<Option<Credential>, Failure> {
@@ -63,7 +70,7 @@ impl JoinArgs {
         let found = auth::find(self.auth_key.as_deref(), |name| std::env::var(name).ok());
         let wrong = |error: &dyn std::fmt::Display| Failure::new(Exit::Configuration, error);
         let credential = found.map_err(|error| wrong(&error))?;
-        if credential.is_none() && self.state_dir.is_none() && !has_person(asks_person) {
+        if credential.is_none() && self.state_dir().is_none() && !has_person(asks_person) {
             return Err(wrong(&"there is nothing to log in with").next(
                 "set TS_AUTHKEY, or give --auth-key file:PATH; Tailscale's admin console makes auth keys (Keys) and OAuth \
                  clients (Trust credentials), `headscale preauthkeys create` makes auth keys",
@@ -81,7 +88,7 @@ impl JoinArgs {
 
     /// The folder for what is to outlive the agent, if one was named.
     pub(super) fn state_folder(&self) -> Result<Option<StateFolder>, Failure> {
-        let opened = self.state_dir.as_deref().map(StateFolder::open).transpose();
+        let opened = self.state_dir().map(StateFolder::open).transpose();
         opened.map_err(|error| Failure::new(Exit::Configuration, error))
     }
 
@@ -101,8 +108,8 @@ impl JoinArgs {
     pub(super) fn config(&self, credential: Option<Credential>, person: Option<Person>) -> Result<Config, Failure> {
         let hostname = self.hostname.clone().filter(|name| !name.is_empty()).unwrap_or_else(machine_name);
         let is_ephemeral =
-            credential.as_ref().and_then(Credential::ephemeral).unwrap_or_else(|| self.state_dir.is_none());
-        if is_ephemeral && self.state_dir.is_some() {
+            credential.as_ref().and_then(Credential::ephemeral).unwrap_or_else(|| self.state_dir().is_none());
+        if is_ephemeral && self.state_dir().is_some() {
             let message = "control forgets an ephemeral node by itself, so that there is nothing to keep of it";
             return Err(Failure::new(Exit::Configuration, message)
                 .next("drop `ephemeral=true` from the client's secret or id, or --state-dir"));
@@ -129,6 +136,11 @@ impl JoinArgs {
 pub(super) fn has_person(asks_person: bool) -> bool {
     let is_ci = std::env::var_os("CI").is_some_and(|value| !value.is_empty() && value != "false");
     !is_ci && (asks_person || std::io::IsTerminal::is_terminal(&std::io::stderr()))
+}
+
+/// The control server, which is Tailscale's where none is named.
+fn login_server(given: &str) -> Result<String, Infallible> {
+    Ok(if given.is_empty() { DEFAULT_LOGIN_SERVER } else { given }.to_owned())
 }
 
 fn machine_name() -> String {

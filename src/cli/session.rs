@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::background;
+use super::background::{self, HandedOver};
 use super::join::{JoinArgs, has_person};
 use super::nc::Target;
 use super::ping::Question;
@@ -70,11 +70,13 @@ pub(super) trait Role {
 pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result<(), Failure> {
     let path = join.socket.path()?;
     if mode.background {
-        return background::start(&path, join.credential(role.asks_person())?.as_ref());
+        let credential = join.credential(role.asks_person())?;
+        let handed_over = HandedOver { credential, has_person: has_person(role.asks_person()) };
+        return background::start(&path, &handed_over);
     }
     let config = if mode.detached {
-        // Whoever started it has looked whether there is a person.
-        join.config(background::receive()?, Some(Person::new(background::pass_login_on)))?
+        let HandedOver { credential, has_person } = background::receive()?;
+        join.config(credential, has_person.then(|| Person::new(background::pass_login_on)))?
     } else {
         let credential = join.credential(role.asks_person())?;
         let person = has_person(role.asks_person()).then(|| Person::new(ask_to_log_in));

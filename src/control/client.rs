@@ -229,6 +229,46 @@ mod tests {
         assert!(matches!(error, ControlError::Timeout { what: "registration", .. }), "{error}");
     }
 
+    /// Such as a control server that is about to be replaced: what it has begun goes on, and nothing new is taken.
+    #[tokio::test]
+    async fn a_connection_that_takes_no_more_requests_is_told_from_a_failed_one() {
+        let (near, stream) = duplex(64 << 10);
+        let (open, goodbye) = (Arc::new(tokio::sync::Notify::new()), Arc::new(tokio::sync::Notify::new()));
+        let is_open = Arc::clone(&open);
+        let say_goodbye = Arc::clone(&goodbye);
+        let served = tokio::spawn(async move {
+            let mut connection = h2::server::handshake(stream).await.unwrap();
+            let (_, mut first) = connection.accept().await.unwrap().unwrap();
+            let _body = first.send_response(Response::new(()), false).unwrap();
+            is_open.notify_one();
+            let (_, mut second) = connection.accept().await.unwrap().unwrap();
+            second.send_reset(h2::Reason::INTERNAL_ERROR);
+            tokio::select! {
+                // Keeps the connection moving.
+                _ = connection.accept() => {}
+                () = say_goodbye.notified() => {}
+            }
+            connection.graceful_shutdown();
+            while connection.accept().await.is_some() {}
+        });
+        let asked = async {
+            let server = Arc::new(Server::parse("http://control.example").unwrap());
+            let key = NodePrivate::generate(&mut rand::make_rng::<StdRng>()).public();
+            let client = Client::begin(near, server, key).await.unwrap();
+            let ask = async || client.post("/machine/map", &serde_json::json!({}), "an update", PATIENCE).await;
+            let mut long = client.open(Method::POST, "/machine/map", Bytes::new()).await.unwrap().into_body();
+            open.notified().await;
+            assert!(!ask().await.unwrap_err().ends_connection(), "one request failed");
+            goodbye.notify_one();
+            // One that comes before the goodbye is left unanswered, or reset.
+            while !matches!(tokio::time::timeout(SHORT, ask()).await, Ok(Err(error)) if error.ends_connection()) {}
+            let more = tokio::time::timeout(SHORT, long.data()).await;
+            assert!(more.is_err(), "what is open goes on: {more:?}");
+        };
+        tokio::time::timeout(PATIENCE, asked).await.expect("it ends");
+        served.abort();
+    }
+
     #[tokio::test]
     async fn an_answer_that_never_ends_is_cut_off() {
         let flood = |stream| answer_without_end(stream, 200, 16 << 10, Duration::ZERO);

@@ -101,6 +101,12 @@ pub enum ControlError {
     /// Control won't have this node: nothing changes by trying again.
     #[error(transparent)]
     Register(#[from] RegisterError),
+    /// Control won't take the logout.
+    #[error("control doesn't log this node out: {reason}; remove it by hand if it stays listed")]
+    Logout {
+        /// In control's words, fit to be shown.
+        reason: String,
+    },
     /// No auth key could be had.
     #[error(transparent)]
     Auth(#[from] AuthError),
@@ -129,6 +135,20 @@ impl ControlError {
         matches!(self, Self::Url { .. } | Self::NoAuthorities { .. } | Self::State(_))
             || matches!(self, Self::Auth(error) if error.is_configuration())
             || matches!(self, Self::Proxy { failure: ProxyFailure::Variable(_), .. })
+    }
+
+    /// How long control, or the API that makes auth keys, wants to be left in peace.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Answer(AnswerError::Later(wait)) => Some(*wait),
+            Self::Auth(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+
+    /// Whether no request can be sent on this connection any more, though streams that are open may go on.
+    pub(super) fn ends_connection(&self) -> bool {
+        matches!(self, Self::Http2(error) if error.is_go_away() || error.is_io())
     }
 
     pub(super) fn handshake(server: &str, why: impl std::fmt::Display) -> Self {

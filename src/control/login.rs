@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nixtail_proto::control::{AnswerError, Claim, Entry, Means, RegisterError, Registration, Step, printable};
+use nixtail_proto::control::{AnswerError, Claim, Entry, Means, Registration, Step, printable};
 use nixtail_proto::key::NodePrivate;
 use nixtail_proto::secret::Secret;
 use nixtail_proto::tailcfg::{CAPABILITY_VERSION, RegisterAuth, RegisterRequest, RegisterResponse, Timestamp};
 use rand::rngs::StdRng;
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::{sleep_until, timeout, timeout_at};
 
 use super::client::Client;
 use super::description::Description;
@@ -26,6 +26,8 @@ const FOLLOWUP_TIMEOUT: Duration = Duration::from_secs(120);
 const PERSON_TIMEOUT: Duration = Duration::from_secs(900);
 /// How long control may take to say whether it knows us.
 const KNOWN_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long taking back a registration may take, beyond the deadline of the join.
+const TAKE_BACK_TIMEOUT: Duration = Duration::from_secs(3);
 /// An end of the key that lies in the past: a logout. Go sends the same second.
 const LOGGED_OUT: Timestamp = Timestamp::from_unix(123);
 const REGISTER: &str = "/machine/register";
@@ -37,6 +39,8 @@ pub(super) struct Login {
     dialler: Dialler,
     /// The node key that took the place of the configured one, if any did.
     new_node_key: Option<NodePrivate>,
+    /// Whether the node is running. Its node key can't be another one then: the tunnel and the relays have it.
+    is_running: bool,
     /// The registration under way. It outlives the attempts: what one of them sent may have been taken.
     registration: Option<Registration>,
 }
@@ -45,7 +49,7 @@ impl Login {
     pub(super) fn new(config: ControlConfig) -> Result<Self, ControlError> {
         let server = Arc::new(Server::parse(&config.url)?);
         let dialler = Dialler::new(Arc::clone(&server), config.proxies.clone()).with_stages(config.stages.clone());
-        Ok(Self { config, server, dialler, new_node_key: None, registration: None })
+        Ok(Self { config, server, dialler, new_node_key: None, is_running: false, registration: None })
     }
 
     /// Opens a connection.
@@ -64,6 +68,11 @@ impl Login {
     /// The node key that took the place of the configured one, if control wanted another.
     pub(super) fn new_node_key(&self) -> Option<&NodePrivate> {
         self.new_node_key.as_ref()
+    }
+
+    /// The node runs from now on, with the keys that it has.
+    pub(super) fn handle_running(&mut self) {
+        self.is_running = true;
     }
 
     /// How a first registration begins.
@@ -95,6 +104,24 @@ impl Login {
         }
     }
 
+    /// Takes back, as well as that can be done, a registration that came to nothing and that control may have taken all the
+    /// same: nobody could use that node, nor its name.
+    pub(super) async fn take_back(&mut self) {
+        let is_kept = self.config.identity.is_some();
+        if is_kept || !self.registration.as_ref().is_some_and(Registration::is_unanswered) {
+            return;
+        }
+        let taken_back = async {
+            let client = self.connect().await?;
+            self.log_out(&client, TAKE_BACK_TIMEOUT).await
+        };
+        match timeout(TAKE_BACK_TIMEOUT, taken_back).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "a registration couldn't be taken back"),
+            Err(_) => tracing::debug!("a registration couldn't be taken back in time"),
+        }
+    }
+
     fn begin(&self, entry: Entry) -> Registration {
         let means = self.config.auth.as_ref().map_or(Means::Nothing, means);
         // Where there is a credential, nobody waits to be asked.
@@ -119,6 +146,10 @@ impl Login {
                 until = until.max(Instant::now() + PERSON_TIMEOUT);
                 if let Some(person) = &self.config.person {
                     person.show_login(url);
+                }
+                if self.is_running {
+                    // Whoever started it may look no more.
+                    tracing::warn!(url, "control has forgotten this node and wants a person to log in");
                 }
                 continue;
             }
@@ -164,8 +195,9 @@ impl Login {
             }
             Step::AuthKey => self.auth_key().await.map(|key| {
                 self.config.stages.mark(Stage::AuthKey);
-                registration.handle_auth_key(key);
+                registration.handle_auth_key(Instant::now(), key);
             }),
+            Step::NodeKey if self.is_running => return Err(ControlError::KeyEnded),
             Step::NodeKey => {
                 let key = NodePrivate::generate(&mut rng);
                 if let Some(kept) = &self.config.identity {
@@ -185,7 +217,12 @@ impl Login {
                     }
                     Err(ControlError::Answer(error)) => {
                         registration.handle_status(Instant::now(), &error, &mut rng);
-                        return Ok(Progress::Troubled(error.into()));
+                        return Ok(Progress::Troubled(match error {
+                            AnswerError::NotRegistered => {
+                                ControlError::protocol(&self.server.authority(), "it takes no registrations")
+                            }
+                            error => error.into(),
+                        }));
                     }
                     Err(error) if error.is_configuration() => return Err(error),
                     Err(error) => {
@@ -215,11 +252,7 @@ impl Login {
             Ok(()) => Ok(Progress::Going),
             Err(error) if error.is_configuration() || error.is_refusal() => Err(error),
             Err(error) => {
-                let told = match &error {
-                    ControlError::Auth(error) => error.retry_after(),
-                    _ => None,
-                };
-                match told {
+                match error.retry_after() {
                     Some(wait) => registration.handle_status(Instant::now(), &AnswerError::Later(wait), &mut rng),
                     None => registration.handle_undone(Instant::now(), &mut rng),
                 }
@@ -292,8 +325,7 @@ impl Login {
         if answer.error.is_empty() {
             return Ok(());
         }
-        let reason = printable(answer.error.as_bytes());
-        Err(RegisterError::Refused { reason, was_known: true }.into())
+        Err(ControlError::Logout { reason: printable(answer.error.as_bytes()) })
     }
 
     /// What is kept of a node that was logged out goes.

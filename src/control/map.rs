@@ -72,7 +72,7 @@ pub(super) async fn follow(
                         tracing::warn!(url, "control asks you to open a page");
                     }
                     if let Some(ping) = message.ping.filter(|_| pings.len() < MAX_PINGS) {
-                        pings.push(timeout(PING_TIMEOUT, answer(client, ping)));
+                        pings.push(timeout(PING_TIMEOUT, answer(client, config, ping)));
                     }
                 }
             }
@@ -95,7 +95,7 @@ pub(super) async fn follow(
 }
 
 /// Tells control what changes of us, for ever, beginning with all of it: what the map stream's request said may not
-/// count. Ends only when control doesn't know us any more.
+/// count. Ends only when control doesn't know us any more, or with the connection.
 pub(super) async fn tell(
     client: &Client,
     config: &ControlConfig,
@@ -114,9 +114,11 @@ pub(super) async fn tell(
                     acknowledged.send_replace(Some(wanted));
                 }
                 Err(error @ ControlError::Answer(AnswerError::NotRegistered)) => return Err(error),
+                // The map stream may go on, and control would hear nothing of us any more.
+                Err(error) if error.ends_connection() => return Err(error),
                 Err(error) => {
                     tracing::debug!(%error, "control didn't take an update");
-                    updates.handle_failed(Instant::now(), &mut rng);
+                    updates.handle_failed(Instant::now(), error.retry_after().unwrap_or_default(), &mut rng);
                 }
             }
             if description.has_changed().unwrap_or(false) {
@@ -146,25 +148,29 @@ async fn next_chunk(body: &mut RecvStream) -> Result<Option<bytes::Bytes>, Contr
     Ok(Some(chunk))
 }
 
-/// Answers a ping inside this connection. One that is to be answered elsewhere isn't: control could make us call
-/// anybody.
-async fn answer(client: &Client, ping: PingRequest) -> Result<(), ControlError> {
+/// Answers a ping: inside this connection where control says so, else by plain HTTP(S), as in Go. One that is to be answered
+/// anywhere but at control isn't: it could make us call anybody.
+async fn answer(client: &Client, config: &ControlConfig, ping: PingRequest) -> Result<(), ControlError> {
     let error = || ControlError::protocol(&client.server().authority(), "a ping that names no URL");
     let url = Url::parse(&ping.url).map_err(|_| error())?;
-    // Requests to the node are answered here whatever their URL says, as in Go.
-    let is_ours = ping.url_is_noise || ping.types == "c2n" || url.host_str() == Some(&client.server().host);
+    let is_inside = ping.url_is_noise || ping.types == "c2n";
+    if !is_inside && !client.server().is_origin_of(&url) {
+        return Ok(());
+    }
+    let requests = match answer_ping(&ping) {
+        PingAnswer::Head => vec![(Method::HEAD, Vec::new())],
+        PingAnswer::Posts(answers) => answers.into_iter().map(|answer| (Method::POST, answer)).collect(),
+    };
     let path = match url.query() {
         Some(query) => format!("{}?{query}", url.path()),
         None => url.path().to_owned(),
     };
-    match answer_ping(&ping) {
-        PingAnswer::Head if is_ours => client.send_raw(Method::HEAD, &path, Vec::new()).await,
-        PingAnswer::Posts(answers) if is_ours => {
-            for answer in answers {
-                client.send_raw(Method::POST, &path, answer).await?;
-            }
-            Ok(())
+    for (method, body) in requests {
+        if is_inside {
+            client.send_raw(method, &path, body).await?;
+        } else {
+            client.server().send_outside(&config.proxies, method, url.clone(), body).await?;
         }
-        _ => Ok(()),
     }
+    Ok(())
 }

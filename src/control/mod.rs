@@ -111,8 +111,15 @@ impl Control {
         let description = Description::new(&config);
         let mut login = Login::new(config)?;
         let entry = login.entry();
-        let client = login.register(None, &description, entry, deadline).await?;
+        let client = match login.register(None, &description, entry, deadline).await {
+            Ok(client) => client,
+            Err(error) => {
+                login.take_back().await;
+                return Err(error);
+            }
+        };
         let new_node_key = login.new_node_key().cloned();
+        login.handle_running();
 
         let (description, description_receiver) = watch::channel(description);
         let (netmap_sender, netmap) = watch::channel(None);
@@ -348,11 +355,7 @@ pub(crate) fn clock() -> Timestamp {
 /// How long to wait after an error: what control says, else longer and longer.
 fn wait_after(error: &ControlError, backoff: &mut Backoff) -> Duration {
     let wait = backoff.next(&mut rand::make_rng::<StdRng>());
-    match error {
-        ControlError::Answer(AnswerError::Later(told)) => *told,
-        ControlError::Auth(error) => error.retry_after().unwrap_or(wait),
-        _ => wait,
-    }
+    error.retry_after().map_or(wait, |told| told.max(wait))
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use nixtail_proto::control::read_server_key;
+use nixtail_proto::control::{AnswerError, judge_status, read_server_key};
 use nixtail_proto::key::MachinePublic;
 use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::CAPABILITY_VERSION;
+use rand::rngs::StdRng;
 use reqwest::Url;
 
 use super::ControlError;
@@ -98,6 +99,30 @@ impl Server {
         ControlError::Network { server: self.authority(), what, source }
     }
 
+    /// Whether a URL leads to control as the user named it, by the same scheme and port.
+    pub(super) fn is_origin_of(&self, url: &Url) -> bool {
+        self.url.origin() == url.origin()
+    }
+
+    /// Sends a request to one of control's own URLs by plain HTTP(S). What it answers doesn't matter.
+    pub(super) async fn send_outside(
+        &self,
+        proxies: &Proxies,
+        method: http::Method,
+        url: Url,
+        body: Vec<u8>,
+    ) -> Result<(), ControlError> {
+        let sent = async {
+            let client = HttpClient::new(&self.url, Redirects::Refused, proxies)?;
+            let limits = Limits { deadline: self.patience, body: 0 };
+            client.send(client.request(method, url).body(body), limits).await
+        };
+        match sent.await {
+            Ok(_) | Err(HttpError::TooLong(_)) => Ok(()),
+            Err(error) => Err(self.http_error("answering its ping", error)),
+        }
+    }
+
     /// Asks control for its key, over TLS that is verified, or over plain HTTP if that is what the user named.
     pub(super) async fn fetch_key(&self, proxies: &Proxies) -> Result<MachinePublic, ControlError> {
         let server = self.authority();
@@ -108,23 +133,37 @@ impl Server {
             let client = HttpClient::new(&self.url, Redirects::Followed(MAX_REDIRECTS), proxies)?;
             client.send(client.get(url), Limits { deadline: self.key_patience, body: MAX_KEY_ANSWER }).await
         };
-        let answer = async { answer.await.map_err(|error| self.key_error(error)) };
+        let answer = async { answer.await.map_err(|error| self.http_error("asking for its key", error)) };
         let answer = self.within("asking for its key", self.key_patience, answer).await?;
         if !answer.is_success() {
-            return Err(ControlError::protocol(&server, format!("/key answered HTTP {}", answer.status)));
+            return Err(refused_step(&server, "/key", answer.status, answer.retry_after.as_deref(), &answer.body));
         }
         read_server_key(&answer.body).ok_or_else(|| ControlError::protocol(&server, "/key tells no machine key"))
     }
 
-    fn key_error(&self, error: HttpError) -> ControlError {
-        let (server, what) = (self.authority(), "asking for its key");
+    fn http_error(&self, what: &'static str, error: HttpError) -> ControlError {
+        let server = self.authority();
         match error {
             HttpError::Timeout(after) => ControlError::Timeout { server, what, after },
-            HttpError::TooLong(_) => ControlError::protocol(&server, "its answer to /key is too long"),
+            HttpError::TooLong(_) => ControlError::protocol(&server, format!("its answer is too long ({what})")),
             HttpError::NoAuthorities(source) => ControlError::NoAuthorities { server, source },
             HttpError::Proxy(error) => ControlError::Proxy { server, failure: error.into() },
             HttpError::Network(text) => ControlError::Network { server, what, source: std::io::Error::other(text) },
         }
+    }
+}
+
+/// What an HTTP status means before control knows who asks: that it is busy or broken, or that something else is there.
+pub(super) fn refused_step(
+    server: &str,
+    step: &str,
+    status: u16,
+    retry_after: Option<&str>,
+    body: &[u8],
+) -> ControlError {
+    match judge_status(status, retry_after, body, super::clock(), &mut rand::make_rng::<StdRng>()) {
+        Err(error @ (AnswerError::Later(_) | AnswerError::Failed { .. })) if status >= 400 => error.into(),
+        _ => ControlError::protocol(server, format!("{step} answered HTTP {status}")),
     }
 }
 

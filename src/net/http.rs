@@ -102,6 +102,11 @@ impl HttpClient {
         client.build().map(Self).map_err(network)
     }
 
+    /// A request, to be completed and given to [`Self::send`].
+    pub(crate) fn request(&self, method: reqwest::Method, url: Url) -> RequestBuilder {
+        self.0.request(method, url)
+    }
+
     /// A GET request, to be completed and given to [`Self::send`].
     pub(crate) fn get(&self, url: Url) -> RequestBuilder {
         self.0.get(url)

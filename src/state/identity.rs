@@ -156,10 +156,10 @@ impl KeptIdentity {
 
     /// Changes the keys, and the file with them.
     fn change(&self, change: impl FnOnce(&mut Keys)) -> Result<(), StateError> {
-        let mut keys = self.keys();
-        let before = keys.clone();
+        let mut current = self.keys();
+        let mut keys = current.clone();
         change(&mut keys);
-        if *keys == before {
+        if keys == *current {
             return Ok(());
         }
         let form = Form {
@@ -174,7 +174,10 @@ impl KeptIdentity {
             |error: serde_json::Error| StateError::File { path: self.inner.path.clone(), source: error.into() };
         let mut text = Zeroizing::new(serde_json::to_vec_pretty(&form).map_err(failed)?);
         text.push(b'\n');
-        file::replace(&self.inner.path, &text)
+        file::replace(&self.inner.path, &text)?;
+        // Only now: what isn't on disk isn't so.
+        *current = keys;
+        Ok(())
     }
 
     fn keys(&self) -> MutexGuard<'_, Keys> {

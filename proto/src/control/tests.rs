@@ -198,7 +198,7 @@ fn the_newest_update_wins_and_one_is_in_flight() {
     updates.handle_wanted(2);
     updates.handle_wanted(3);
     assert_eq!(updates.poll_request(now), None, "one is in flight");
-    updates.handle_failed(now, &mut rng());
+    updates.handle_failed(now, Duration::ZERO, &mut rng());
     let at = updates.poll_timeout().unwrap();
     assert!(at > now);
     assert_eq!(updates.poll_request(now), None, "not yet");
@@ -208,6 +208,7 @@ fn the_newest_update_wins_and_one_is_in_flight() {
     assert_eq!(updates.poll_request(at), None, "control knows it");
     updates.handle_wanted(4);
     assert_eq!(updates.poll_request(at), Some(4));
-    updates.handle_failed(at, &mut rng());
-    assert!(updates.poll_timeout().is_some(), "what failed is tried again");
+    let least = Duration::from_secs(600);
+    updates.handle_failed(at, least, &mut rng());
+    assert!(updates.poll_timeout().is_some_and(|again| again >= at + least), "tried again, when control wants it");
 }

@@ -1,6 +1,6 @@
 //! Telling control what changed of us: one request at a time, the newest state wins.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand_core::CryptoRng;
 
@@ -48,12 +48,12 @@ impl<T: Clone + PartialEq> LiteUpdates<T> {
         self.not_before = None;
     }
 
-    /// It failed: tried again after a while, unless something newer waits then.
-    pub fn handle_failed(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+    /// It failed: tried again after a while, `least` or longer, unless something newer waits then.
+    pub fn handle_failed(&mut self, now: Instant, least: Duration, rng: &mut dyn CryptoRng) {
         let failed = self.in_flight.take();
         self.wanted = self.wanted.take().or(failed);
         self.known = None;
-        self.not_before = Some(now + self.backoff.next(rng));
+        self.not_before = Some(now + self.backoff.next(rng).max(least));
     }
 
     /// When to poll again.

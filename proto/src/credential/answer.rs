@@ -324,10 +324,10 @@ fn words(body: &[u8]) -> String {
     printable(text.as_bytes())
 }
 
-/// A wait in seconds, unless it is longer than anybody waits.
+/// A wait in seconds, unless it is none, or longer than anybody waits.
 fn believable(header: &str) -> Option<Duration> {
     let wait = Duration::from_secs(header.trim().parse().ok()?);
-    (wait <= LONGEST_WAIT).then_some(wait)
+    (!wait.is_zero() && wait <= LONGEST_WAIT).then_some(wait)
 }
 
 fn retry(after: Option<Duration>) -> String {

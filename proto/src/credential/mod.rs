@@ -26,6 +26,7 @@ pub use claims::Claims;
 pub use error::CredentialError;
 pub use parse::id_token;
 pub use refusal::advice;
+pub(crate) use refusal::is_used_up;
 pub use source::variables;
 
 use crate::secret::Secret;

@@ -299,7 +299,7 @@ fn a_rate_limit_says_when() {
     };
     let (wait, words) = after("7");
     assert!(wait == Some(7) && words.ends_with("again in 7 s"), "{words}");
-    for unbelievable in ["3601", "soon", "-1", ""] {
+    for unbelievable in ["3601", "soon", "-1", "", "0"] {
         assert_eq!(after(unbelievable).0, None, "{unbelievable}");
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::{RegionId, null_default};
+use super::{RegionId, lenient, null_default};
 
 /// A node's description of itself, sent with each request and shown to its peers in part.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -74,7 +74,7 @@ pub struct NetInfo {
     #[serde(rename = "WorkingUDP", skip_serializing_if = "Option::is_none")]
     pub working_udp: Option<bool>,
     /// The home region; 0 is none.
-    #[serde(rename = "PreferredDERP")]
+    #[serde(rename = "PreferredDERP", deserialize_with = "lenient::region")]
     pub preferred_derp: RegionId,
     /// Seconds to a region, by `<region>-v4` or `<region>-v6`.
     #[serde(rename = "DERPLatency", deserialize_with = "null_default", skip_serializing_if = "BTreeMap::is_empty")]

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DerpMap, FilterRule, Hostinfo, Node, NodeId, RegionId, SshPolicy, Timestamp, UserProfile, null_default};
+use super::{
+    DerpMap, FilterRule, Hostinfo, Node, NodeId, RegionId, SshPolicy, Timestamp, UserProfile, lenient, null_default,
+};
 use crate::key::{DiscoPublic, NodePublic};
 
 /// Opens the map stream (`stream`), or updates what control knows of us (`omit_peers` without `stream`).
@@ -166,7 +168,7 @@ pub struct PeerChange {
     #[serde(rename = "NodeID")]
     pub node_id: NodeId,
     /// Its home region, if not 0.
-    #[serde(rename = "DERPRegion")]
+    #[serde(rename = "DERPRegion", deserialize_with = "lenient::region")]
     pub derp_region: RegionId,
     /// Its capability version, if not 0.
     pub cap: i64,
@@ -174,7 +176,7 @@ pub struct PeerChange {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cap_map: Option<BTreeMap<String, Option<Vec<serde_json::Value>>>>,
     /// Its endpoints.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "lenient::endpoints_if_told", skip_serializing_if = "Option::is_none")]
     pub endpoints: Option<Vec<SocketAddr>>,
     /// Its node key.
     #[serde(skip_serializing_if = "Option::is_none")]

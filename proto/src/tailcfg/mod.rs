@@ -8,6 +8,7 @@
 mod derp_map;
 mod filter_rule;
 mod hostinfo;
+mod lenient;
 mod map;
 mod node;
 mod register;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
-use super::{Hostinfo, RegionId, Timestamp, null_default};
+use super::{Hostinfo, RegionId, Timestamp, lenient, null_default};
 use crate::key::{DiscoPublic, MachinePublic, NodePublic};
 
 /// Control's number for a node. May exceed 2^53.
@@ -48,13 +48,13 @@ pub struct Node {
     #[serde(rename = "AllowedIPs", skip_serializing_if = "Option::is_none")]
     pub allowed_ips: Option<Vec<IpNet>>,
     /// Where it may be reached by UDP.
-    #[serde(deserialize_with = "null_default", skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "lenient::endpoints", skip_serializing_if = "Vec::is_empty")]
     pub endpoints: Vec<SocketAddr>,
     /// Its home region in the old spelling, `127.3.3.40:<region>`.
     #[serde(rename = "DERP", skip_serializing_if = "String::is_empty")]
     pub legacy_derp: String,
     /// Its home region; 0 is unknown. Use [`Node::home_region`].
-    #[serde(rename = "HomeDERP", skip_serializing_if = "is_zero")]
+    #[serde(rename = "HomeDERP", deserialize_with = "lenient::region", skip_serializing_if = "is_zero")]
     pub home_derp: RegionId,
     /// What it says of itself.
     #[serde(deserialize_with = "null_default")]

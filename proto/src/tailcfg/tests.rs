@@ -22,6 +22,28 @@ fn home_region_from_either_field() {
 }
 
 #[test]
+fn what_a_peer_says_of_itself_cannot_spoil_a_netmap() {
+    let peer = |region: &str| {
+        format!(
+            r#"{{"ID":1,"HomeDERP":{region},"Endpoints":["192.0.2.1:2","[fe80::1%eth0]:1","","[2001:db8::1]:3"],
+                "Hostinfo":{{"NetInfo":{{"PreferredDERP":{region}}}}}}}"#
+        )
+    };
+    let endpoints = ["192.0.2.1:2", "[2001:db8::1]:3"].map(|text| text.parse().unwrap());
+    for (said, region) in [("7", 7), ("65535", 65535), ("65536", 0), ("-1", 0), ("null", 0), ("9223372036854775807", 0)]
+    {
+        let node: Node = serde_json::from_str(&peer(said)).unwrap();
+        assert_eq!((node.home_derp, node.hostinfo.net_info.unwrap().preferred_derp), (region, region), "{said}");
+        assert_eq!(node.endpoints, endpoints);
+        let change = format!(r#"{{"NodeID":1,"DERPRegion":{said},"Endpoints":["x","192.0.2.1:2"]}}"#);
+        let change: PeerChange = serde_json::from_str(&change).unwrap();
+        assert_eq!((change.derp_region, change.endpoints.as_deref()), (region, Some(&endpoints[..1])));
+    }
+    let change: PeerChange = serde_json::from_str(r#"{"NodeID":1,"Endpoints":null}"#).unwrap();
+    assert_eq!((change.derp_region, change.endpoints), (0, None));
+}
+
+#[test]
 fn filters_tell_absent_null_and_empty_apart() {
     let of = |text: &str| serde_json::from_str::<MapResponse>(text).unwrap();
     assert_eq!(of("{}").packet_filter, None);

@@ -36,7 +36,7 @@ pub(super) type Connection = NoiseStream<Box<dyn Transport>>;
 pub(super) struct Dialler {
     server: Arc<Server>,
     proxies: Proxies,
-    /// Control's key. Forgotten when a handshake fails with it: it may have changed.
+    /// Control's key. Asked for again when a handshake fails with it: it may have changed.
     key: Option<MachinePublic>,
     /// When the last connection was opened, if that went over plain HTTP though TLS would have done as well.
     last_plain: Option<Instant>,
@@ -70,11 +70,11 @@ impl Dialler {
             Err(error) => return Err(error),
         };
         // One that was fetched just now is the right one, and something else is wrong.
-        let Some(old) = self.key.take() else { return Err(error) };
-        let new = self.server.fetch_key(&self.proxies).await?;
-        if new == old {
+        let Some(old) = self.key else { return Err(error) };
+        // Kept while no other is there: where only port 80 leads to control, there may never be one.
+        let Some(new) = self.server.fetch_key(&self.proxies).await.ok().filter(|new| *new != old) else {
             return Err(error);
-        }
+        };
         tracing::info!("control has another key now");
         self.dial_with(machine, Some(new)).await
     }

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::control::ControlError;
-use crate::control::server::Server;
+use crate::control::server::{Server, refused_step};
 use crate::control::stream::NoiseStream;
 
 const PROTOCOL: &str = "tailscale-control-protocol";
@@ -62,7 +62,7 @@ async fn read_answer(server: &Server, transport: &mut (impl AsyncRead + Unpin)) 
             continue;
         };
         if head.status != 101 || head.upgrade.as_deref() != Some(PROTOCOL) {
-            return Err(protocol(format!("it answered the upgrade with HTTP {}", head.status)));
+            return Err(refused_step(&server.authority(), "the upgrade", head.status, None, &rest));
         }
         return Ok(rest);
     }

@@ -44,6 +44,8 @@ type control struct {
 	mu        sync.Mutex
 	maps      []tailcfg.MapRequest
 	registers []tailcfg.RegisterRequest
+	// How often it was asked for /generate_204, outside of the node's own connection.
+	knocks int
 }
 
 func startControl(t *testing.T, change func(*testcontrol.Server)) *control {
@@ -64,7 +66,14 @@ func startControl(t *testing.T, change func(*testcontrol.Server)) *control {
 	log.SetOutput(writer(c.noteLog))
 	t.Cleanup(func() { log.SetOutput(os.Stderr) })
 	change(c.Server)
-	c.HTTPTestServer = httptest.NewUnstartedServer(c.Server)
+	c.HTTPTestServer = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == "HEAD" && r.URL.Path == "/generate_204" {
+			c.mu.Lock()
+			c.knocks++
+			c.mu.Unlock()
+		}
+		c.Server.ServeHTTP(w, r)
+	}))
 	c.HTTPTestServer.Start()
 	t.Cleanup(c.HTTPTestServer.Close)
 	return c
@@ -362,10 +371,15 @@ func TestJoinMapUpdateC2NLeave(t *testing.T) {
 			t.Errorf("c2n %s: %d %q %v", test.path, res.StatusCode, answer, err)
 		}
 	}
-	// A plain ping is answered through the same connection, by a HEAD: any other request, or path, would end this program.
+	// A plain ping is answered outside of that connection, by a HEAD: any other path would end this program.
 	if !c.AddPingRequest(node.Key, &tailcfg.PingRequest{URL: c.BaseURL() + "/generate_204"}) {
 		t.Error("the map stream is gone")
 	}
+	eventually(t, "an answer to a ping", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.knocks == 1
+	})
 
 	// Removal of a peer, after all that, on the very same stream.
 	c.AddRawMapResponse(node.Key, &tailcfg.MapResponse{PeersRemoved: []tailcfg.NodeID{peer.ID}})

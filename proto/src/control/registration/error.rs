@@ -1,6 +1,6 @@
 //! Why a registration came to nothing.
 
-use crate::credential::advice;
+use crate::credential::{advice, is_used_up};
 
 /// Why control doesn't let a node in. Trying again changes nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -9,7 +9,7 @@ pub enum RegisterError {
     /// Control said no: a bad, used or ended auth key, or a tag that it may not give.
     #[error(
         "control refused this node: {reason}; {}",
-        if *.was_known {
+        if *.was_known && is_used_up(.reason) {
             "control has forgotten this node, and an auth key that is good for one use can't bring it back: use a reusable key or an OAuth client's secret"
         } else {
             advice(.reason)
@@ -41,8 +41,8 @@ pub enum RegisterError {
     BadLoginUrl,
     /// Control says that our node key has ended, and says so of the new one, too.
     #[error(
-        "control says that this node's key has ended, also of the new one that was made; log the node in anew \
-         (`nixtail down --logout`, or another --state-dir), and check the clock of the control server"
+        "control says that this node's key has ended, also of the new one that was made; start again as a new node \
+         (another --state-dir), and check the clock of the control server"
     )]
     Expired,
     /// Tailnet lock is on, and the new key would have to be signed.

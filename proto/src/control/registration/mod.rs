@@ -6,7 +6,7 @@
 
 mod error;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rand_core::CryptoRng;
 
@@ -17,8 +17,10 @@ use crate::key::NodePublic;
 use crate::secret::Secret;
 use crate::tailcfg::RegisterResponse;
 
-/// Logins by a person that are begun again, because control forgot the one before.
+/// Logins by a person that are begun again, because control forgot the one before or names another page for it.
 const MAX_LOGINS: u32 = 5;
+/// How long a made auth key is used, at most: half of what it is made for.
+const MADE_KEY_LIFE: Duration = Duration::from_secs(1800);
 /// The beginning of an auth key that may be shown when control quotes a part of one: no more than its kind.
 const SHOWN_KEY: usize = 10;
 
@@ -33,8 +35,6 @@ pub enum Entry {
     Unanswered,
     /// Keys that control has let in before and knows no more: they need a credential again.
     Forgotten,
-    /// Keys that control has let in before, of which the node key has ended: a new one is needed.
-    Ended,
 }
 
 /// What a node has to be let in with.
@@ -101,6 +101,7 @@ pub struct Registration {
     /// Whether requests carry an auth key. Kept keys are tried without one first.
     uses_means: bool,
     auth_key: Option<Secret>,
+    auth_key_since: Option<Instant>,
     /// A new auth key was got already because control wouldn't take the one before.
     has_renewed: bool,
     /// A request with an auth key may have been taken by control, unknown to us.
@@ -135,7 +136,7 @@ impl Registration {
         node_key: NodePublic,
         old_node_key: Option<NodePublic>,
     ) -> Self {
-        let was_known = matches!(entry, Entry::Known | Entry::Forgotten | Entry::Ended);
+        let was_known = matches!(entry, Entry::Known | Entry::Forgotten);
         Self {
             means,
             has_person,
@@ -144,15 +145,16 @@ impl Registration {
             old_node_key,
             uses_means: means != Means::Nothing && entry != Entry::Known,
             auth_key: None,
+            auth_key_since: None,
             has_renewed: false,
             is_unanswered: entry == Entry::Unanswered,
-            has_rotated: entry == Entry::Ended,
+            has_rotated: false,
             followup: None,
             logins_begun: 0,
             to_show: None,
             backoff: Backoff::default(),
             not_before: None,
-            next: if entry == Entry::Ended { Next::NodeKey } else { Next::Register },
+            next: Next::Register,
         }
     }
 
@@ -164,6 +166,7 @@ impl Registration {
         if let Some(at) = self.not_before.filter(|at| now < *at) {
             return Step::Wait(at);
         }
+        self.drop_old_auth_key(now);
         match &self.next {
             Next::NodeKey => Step::NodeKey,
             Next::Register if self.uses_means && self.auth_key.is_none() => Step::AuthKey,
@@ -174,15 +177,16 @@ impl Registration {
         }
     }
 
-    /// Whether a person is awaited: that takes longer than control does.
+    /// Whether control may have let the node in without our knowing.
     #[must_use]
-    pub fn awaits_person(&self) -> bool {
-        self.followup.is_some()
+    pub fn is_unanswered(&self) -> bool {
+        self.is_unanswered
     }
 
     /// An auth key to be let in with.
-    pub fn handle_auth_key(&mut self, key: Secret) {
+    pub fn handle_auth_key(&mut self, now: Instant, key: Secret) {
         self.auth_key = Some(key);
+        self.auth_key_since = Some(now);
     }
 
     /// A new node key, to take the place of the one before.
@@ -226,6 +230,12 @@ impl Registration {
             RegisterOutcome::NeedsLogin { url } => {
                 if self.followup.is_some() {
                     // Control that names one page after the other mustn't keep us, or the person, busy.
+                    self.logins_begun += 1;
+                    if self.logins_begun > MAX_LOGINS {
+                        let reason = "it names one login page after the other".to_owned();
+                        self.next = Next::Failed(RegisterError::Refused { reason, was_known: self.was_known });
+                        return;
+                    }
                     self.wait(now, rng);
                 }
                 self.to_show = Some(url.clone());
@@ -237,7 +247,8 @@ impl Registration {
     /// Control answered with an HTTP status that is no success.
     pub fn handle_status(&mut self, now: Instant, error: &AnswerError, rng: &mut dyn CryptoRng) {
         match error {
-            AnswerError::Later(wait) => self.not_before = now.checked_add(*wait),
+            // Nor at once, whatever it says.
+            AnswerError::Later(wait) => self.not_before = now.checked_add(self.backoff.next(rng).max(*wait)),
             AnswerError::Refused { status, text } => {
                 let reason = format!("HTTP {status}: {}", self.redact(text));
                 self.handle_refusal(now, reason, rng);
@@ -274,6 +285,14 @@ impl Registration {
         } else {
             Next::Failed(RegisterError::Refused { reason: reason.clone(), was_known: self.was_known })
         };
+    }
+
+    /// A key that was made and not used for long is made anew. Not one that control may have taken: it is to be recognised.
+    fn drop_old_auth_key(&mut self, now: Instant) {
+        let is_old = self.auth_key_since.is_some_and(|since| now.saturating_duration_since(since) > MADE_KEY_LIFE);
+        if is_old && self.means == Means::KeyMaker && !self.is_unanswered {
+            (self.auth_key, self.auth_key_since) = (None, None);
+        }
     }
 
     fn handle_refusal(&mut self, now: Instant, reason: String, rng: &mut dyn CryptoRng) {

@@ -36,7 +36,7 @@ impl Scene {
             match self.step() {
                 Step::Register(claim) => return claim,
                 Step::Wait(at) => self.now = at,
-                Step::AuthKey => self.machine.handle_auth_key(Secret::new(AUTH_KEY.to_owned())),
+                Step::AuthKey => self.machine.handle_auth_key(self.now, Secret::new(AUTH_KEY.to_owned())),
                 other => panic!("{other:?}"),
             }
         }
@@ -130,10 +130,14 @@ fn a_kept_identity_that_control_forgot_uses_the_auth_key() {
         scene.answer(forgotten);
         let claim = scene.request();
         assert_eq!((claim.node_key, claim.followup, claim.auth_key.is_some()), (KEY, None, true));
-        scene.answer(json!({"Error": "used"}));
+        let reason = "authkey already used".to_owned();
+        scene.answer(json!({"Error": reason}));
         let Step::Failed(error) = scene.step() else { panic!() };
-        assert_eq!(error, RegisterError::Refused { reason: "used".to_owned(), was_known: true });
-        assert!(error.to_string().contains("reusable key"), "{error}");
+        assert_eq!(error, RegisterError::Refused { reason, was_known: true });
+        assert!(error.to_string().contains("has forgotten this node") && error.to_string().contains("reusable key"));
+        // Another reason has its own advice.
+        let error = RegisterError::Refused { reason: "authkey expired".to_owned(), was_known: true };
+        assert!(!error.to_string().contains("forgotten"), "{error}");
     }
 }
 
@@ -161,13 +165,42 @@ fn an_expired_node_key_is_rotated_once_and_names_the_old_one() {
 }
 
 #[test]
-fn a_key_that_is_known_to_have_ended_is_rotated_at_once() {
-    let mut scene = Scene::new(Entry::Ended, Means::KeyMaker, false);
-    assert_eq!(scene.step(), Step::NodeKey);
-    scene.machine.handle_node_key(NEW_KEY);
-    assert_eq!(scene.request().old_node_key, Some(KEY));
-    scene.answer(json!({"MachineAuthorized": true}));
-    assert_eq!(scene.step(), done(Some(true)));
+fn a_made_key_that_waited_for_long_is_made_anew() {
+    let long = MADE_KEY_LIFE + Duration::from_secs(1);
+    let mut scene = Scene::new(Entry::Forgotten, Means::KeyMaker, false);
+    scene.request();
+    // Nothing reached control for half an hour.
+    scene.machine.handle_undone(scene.now, &mut scene.rng);
+    scene.now += long;
+    assert_eq!(scene.step(), Step::AuthKey);
+    // One that control may have taken is sent again, and so is one that can't be made.
+    scene.request();
+    scene.no_answer();
+    scene.now += long;
+    assert!(matches!(scene.step(), Step::Register(claim) if claim.auth_key.is_some()));
+    let mut scene = Scene::new(Entry::New, Means::AuthKey, false);
+    scene.request();
+    scene.now += long;
+    assert!(matches!(scene.step(), Step::Register(_)));
+}
+
+#[test]
+fn control_that_names_page_after_page_is_left() {
+    let mut scene = Scene::new(Entry::New, Means::Nothing, true);
+    let mut shown = 0;
+    for page in 0..100 {
+        scene.request();
+        scene.answer(json!({"AuthURL": format!("https://x/{page}")}));
+        match scene.step() {
+            Step::ShowLogin(_) => shown += 1,
+            Step::Wait(_) => panic!("a page that nobody was shown"),
+            end => {
+                assert!(matches!(end, Step::Failed(RegisterError::Refused { .. })), "{end:?}");
+                break;
+            }
+        }
+    }
+    assert_eq!(shown, 1 + MAX_LOGINS);
 }
 
 #[test]
@@ -176,7 +209,6 @@ fn a_person_logs_in_and_control_holds_the_follow_up() {
     assert_eq!(scene.request().auth_key, None);
     scene.answer(json!({"AuthURL": "https://x/a"}));
     assert_eq!(scene.step(), Step::ShowLogin("https://x/a".to_owned()));
-    assert!(scene.machine.awaits_person());
     assert_eq!(scene.request().followup.as_deref(), Some("https://x/a"), "once shown, it is followed up");
     // The connection broke meanwhile: the same again, and nobody is told again.
     scene.no_answer();
@@ -322,7 +354,7 @@ proptest! {
     fn control_cannot_keep_a_registration_busy(
         answers in prop::collection::vec(anything(), 60),
         entry in prop_oneof![
-            Just(Entry::New), Just(Entry::Known), Just(Entry::Unanswered), Just(Entry::Forgotten), Just(Entry::Ended),
+            Just(Entry::New), Just(Entry::Known), Just(Entry::Unanswered), Just(Entry::Forgotten),
         ],
         means in prop_oneof![Just(Means::Nothing), Just(Means::AuthKey), Just(Means::KeyMaker)],
         has_person: bool,
@@ -336,7 +368,7 @@ proptest! {
                     prop_assert!(at > scene.now);
                     (scene.now, asked_at_once) = (at, 0);
                 }
-                Step::AuthKey => scene.machine.handle_auth_key(Secret::new(AUTH_KEY.to_owned())),
+                Step::AuthKey => scene.machine.handle_auth_key(scene.now, Secret::new(AUTH_KEY.to_owned())),
                 Step::NodeKey => scene.machine.handle_node_key(NEW_KEY),
                 Step::ShowLogin(url) => prop_assert!(has_person && url.starts_with("https://")),
                 Step::AskWhetherKnown => scene.machine.handle_known(is_known),
