@@ -14,5 +14,7 @@ mod nix_at_hand;
 mod pairs;
 #[path = "nix_nodes/stage.rs"]
 mod stage;
+#[path = "nix_nodes/trusted.rs"]
+mod trusted;
 #[path = "nix_nodes/versions.rs"]
 mod versions;

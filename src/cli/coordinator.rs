@@ -10,16 +10,17 @@ use nixtail_proto::run::Told;
 use serde::{Deserialize, Serialize};
 
 use super::command::{self, Command};
+use super::coordinator_mode::ModeArg;
 use super::duration::parse_duration;
 use super::join::JoinArgs;
 use super::progress;
 use super::session::{self, Background, Role};
 use super::wanted::{WantedArgs, words};
 use crate::agent::{Agent, Config};
-use crate::coordinator::mode::{Layout, Mode};
+use crate::coordinator::mode::Layout;
 use crate::coordinator::{Board, Coordinator, CoordinatorError, Offer, Options, Transport};
 use crate::local::{Request, Routes};
-use crate::nix::daemon::{DAEMON_SOCKET, on_path};
+use crate::nix::daemon::on_path;
 use crate::report::{Exit, Failure, plain};
 
 /// How long the command may take to end where nobody told us to: the tunnel is gone, or a file can't be written.
@@ -49,7 +50,8 @@ pub(super) struct Args {
     /// A builder that says nothing for so long is lost: it leaves Nix's list, and its connections are cut.
     #[arg(long, value_name = "TIME", default_value = "40s", value_parser = parse_duration)]
     builder_silence: Duration,
-    /// How Nix is told: `own-store` by environment variables, `system` by root's files, `auto` by what this machine has.
+    /// How Nix is told: `own-store` by environment variables, `trusted-user` by such that your Nix hands on to a daemon that
+    /// trusts you, `system` by root's files, `auto` by what this machine has.
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: ModeArg,
     /// How Nix reaches builders: `direct` through the tunnel alone, `ssh` with SSH in it, `auto` the first where it works.
@@ -74,13 +76,6 @@ pub(super) struct Args {
     /// how much is built here beside that; `--max-jobs 0` builds nothing here.
     #[arg(last = true, value_name = "CMD", conflicts_with = "background")]
     command: Vec<OsString>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum ModeArg {
-    Auto,
-    OwnStore,
-    System,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -140,7 +135,7 @@ struct Coordinating<'a> {
 
 impl Role for Coordinating<'_> {
     async fn prepare(&mut self, _: &mut Config) -> Result<(), Failure> {
-        self.options = Some(options(self.args)?);
+        self.options = Some(options(self.args).await?);
         Ok(())
     }
 
@@ -217,7 +212,7 @@ fn ready_words(count: usize, systems: &str, env: Option<&Path>) -> String {
     format!("with {count} {noun} ({systems}){told}")
 }
 
-fn options(args: &Args) -> Result<Options, Failure> {
+async fn options(args: &Args) -> Result<Options, Failure> {
     let wanted = args.wanted.wanted()?;
     let socket = args.join.socket.path()?.as_path().to_owned();
     let absolute = |path: &Path| {
@@ -236,25 +231,7 @@ fn options(args: &Args) -> Result<Options, Failure> {
         )
         .next("name another with --run-dir: Nix before 2.26 splits ssh's options at blanks"));
     }
-    let uid = rustix::process::getuid();
-    let daemon = Path::new(DAEMON_SOCKET);
-    let mode = match args.mode {
-        ModeArg::OwnStore => Mode::OwnStore,
-        ModeArg::Auto => Mode::found(uid.as_raw(), daemon),
-        ModeArg::System => Mode::System,
-    };
-    if mode == Mode::System && !uid.is_root() {
-        return Err(Failure::new(Exit::Configuration, "only root can tell the system's Nix of builders")
-            .next("run it as root, or use Nix with a store of your own and `--mode own-store`"));
-    }
-    // A daemon ignores the builders of users that it doesn't trust, and says so only in its log.
-    if mode == Mode::OwnStore && args.store.is_none() && !uid.is_root() && daemon.exists() {
-        return Err(Failure::new(
-            Exit::Configuration,
-            "this machine's Nix builds in a daemon of root's, which ignores your builders",
-        )
-        .next("run the coordinator as root, or use a store of your own: --store FOLDER here and with Nix"));
-    }
+    let mode = args.mode.resolve(args.store.is_some()).await?;
     let options = Options {
         wanted,
         run: args.wanted.run.clone(),

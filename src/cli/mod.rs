@@ -6,6 +6,7 @@ mod builder;
 mod builder_nix;
 mod command;
 mod coordinator;
+mod coordinator_mode;
 #[cfg(feature = "devnet")]
 mod demo;
 #[cfg(feature = "devnet")]

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::chronicle::Chronicle;
+use super::mode::Mode;
 use super::prove::Prover;
 use crate::agent::Agent;
 use crate::report::plain;
@@ -60,6 +61,10 @@ impl Board {
 
     pub(super) fn agent(&self) -> &Agent {
         &self.prover.agent
+    }
+
+    pub(super) fn mode(&self) -> Mode {
+        self.prover.options.mode
     }
 
     pub(super) fn show(&self, statuses: Vec<BuilderStatus>, progress: String) {

@@ -8,6 +8,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use nixtail_proto::run::Record;
 
 use super::BuilderStatus;
+use super::mode::Mode;
 use super::status::{BuilderView, Live, RunningBuild};
 use crate::agent::{Path, Peer, Status};
 use crate::report::summary::{Missing, Summary, Surroundings};
@@ -111,7 +112,7 @@ impl Chronicle {
     }
 
     /// What came of the run until now.
-    pub(super) fn summary(&self, now: Instant, status: &Status, builders: &[BuilderStatus]) -> Summary {
+    pub(super) fn summary(&self, now: Instant, status: &Status, mode: Mode, builders: &[BuilderStatus]) -> Summary {
         let kept = self.kept();
         let unix_now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let missing =
@@ -119,6 +120,7 @@ impl Chronicle {
         let paths: Vec<_> = kept.links.iter().map(|(name, link)| (name.clone(), link.path, link.rtt_ms)).collect();
         let surroundings = Surroundings {
             coordinator: status.own.name.clone(),
+            mode: mode.as_str(),
             unix_now: i64::try_from(unix_now).unwrap_or_default(),
             paths: &paths,
             standings: builders.iter().map(missing).collect(),

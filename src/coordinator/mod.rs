@@ -9,7 +9,9 @@ mod claims;
 pub mod mode;
 mod monitor;
 mod options;
+mod probe_build;
 mod prove;
+pub mod situation;
 mod status;
 pub mod verbs;
 
@@ -27,11 +29,11 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
-use crate::direct::{Lane, LaneError};
+use crate::direct::{Lane, LaneError, SshLinks};
 use crate::report::plain;
 use borrowed::PlaceError;
 use claims::Claims;
-use mode::{Layout, Told};
+use mode::{Layout, Mode, Told};
 use monitor::{Finding, Monitor};
 use prove::{Acquaintance, Prover, Via};
 
@@ -65,8 +67,8 @@ pub enum CoordinatorError {
     /// A file couldn't be written.
     #[error(transparent)]
     Place(#[from] PlaceError),
-    /// The direct lane can't be, and no other may be used.
-    #[error("the direct lane can't be served: {0}")]
+    /// A lane can't be, and no other may be used.
+    #[error("the way to the builders can't be served: {0}")]
     Lane(#[from] LaneError),
     /// The waiting is over and some are missing.
     #[error("builders are missing after {} s: {}", waited.as_secs(), board::line(missing))]
@@ -125,8 +127,9 @@ impl Coordinator {
             Some(Told::begin(options.mode, options.layout.clone(), uid, &[&options.nixtail, &socket_folder])?);
         let begun = Instant::now();
         let chronicle = Chronicle::begin(begun);
-        let lane = match start_lane(agent, &options, &chronicle) {
-            Ok(lane) => lane,
+        let lanes = start_lane(agent, &options, &chronicle).and_then(|lane| Ok((lane, start_ssh_links(&options)?)));
+        let (lane, ssh_links) = match lanes {
+            Ok(lanes) => lanes,
             Err(error) => {
                 if let Some(told) = told.take() {
                     told.end_after(&error);
@@ -135,7 +138,7 @@ impl Coordinator {
             }
         };
         let builders = Builders::new(begun, options.wanted.clone(), agent.node_key());
-        let prover = Arc::new(Prover { agent: agent.clone(), options, claims: Claims::default(), lane });
+        let prover = Arc::new(Prover { agent: agent.clone(), options, claims: Claims::default(), lane, ssh_links });
         let mut netmap = agent.netmap();
         // The first look must not wait for a change.
         netmap.mark_changed();
@@ -307,6 +310,9 @@ impl Coordinator {
         }
         if let Some(lane) = &self.prover.lane {
             lane.stop().await;
+        }
+        if let Some(links) = &self.prover.ssh_links {
+            links.end();
         }
         match self.told.take() {
             Some(told) => Ok(told.end()?),
@@ -529,6 +535,14 @@ fn start_lane(agent: &Agent, options: &Options, chronicle: &Chronicle) -> Result
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// What a daemon's Nix starts instead of ssh, where SSH may be used.
+fn start_ssh_links(options: &Options) -> Result<Option<SshLinks>, CoordinatorError> {
+    if options.mode != Mode::TrustedUser || options.transport == Transport::Direct {
+        return Ok(None);
+    }
+    Ok(Some(SshLinks::start(&options.layout.run, &options.nixtail)?))
 }
 
 /// For whoever's build goes to such a builder.

@@ -1,4 +1,4 @@
-//! How Nix is told: the files of a run, and the two situations in which Nix finds them.
+//! How Nix is told: the files of a run, and the three situations in which Nix finds them.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,24 +6,34 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::borrowed::{
     Borrowed, Lock, PlaceError, borrowed_by_name, is_left, refuse_writable_by_others, write_atomically,
 };
 
-/// The two ways in which Nix can be told of builders.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The ways in which Nix can be told of builders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Nix runs as the user, on a store of their own: it is told by environment variables.
     OwnStore,
+    /// A daemon of root's does the building and trusts the user: their Nix is told by environment variables and hands it on.
+    /// Whatever reaches a builder is started by root, in the daemon's own environment.
+    TrustedUser,
     /// A daemon of root's does the building: it is told by `/etc/nix/machines` and `/etc/ssh/ssh_config.d`.
     System,
 }
 
 impl Mode {
-    /// The situation that this process finds itself in: a root that serves a daemon's socket, or anything else.
+    /// Its name, as `--mode` takes it.
     #[must_use]
-    pub fn found(uid: u32, daemon_socket: &Path) -> Self {
-        if uid == 0 && daemon_socket.exists() { Self::System } else { Self::OwnStore }
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::OwnStore => "own-store",
+            Self::TrustedUser => "trusted-user",
+            Self::System => "system",
+        }
     }
 }
 
@@ -38,7 +48,7 @@ const SOCKET_VARIABLE: &str = "NIXTAIL_SOCKET";
 pub struct Layout {
     /// The agent's socket.
     pub socket: PathBuf,
-    /// The run's own folder, which only this user can read.
+    /// The run's own folder, which only this user and root can read.
     pub run: PathBuf,
     /// `/etc/nix/machines`, or where `NIX_CONF_DIR` says.
     pub system_machines: PathBuf,
@@ -68,7 +78,7 @@ impl Layout {
     /// What ssh needs to reach them.
     #[must_use]
     pub fn ssh_config(&self) -> PathBuf {
-        self.run.join("ssh_config")
+        self.run.join(crate::direct::SSH_CONFIG)
     }
 
     /// Their host keys.
@@ -104,6 +114,7 @@ impl Layout {
 /// The files of a run, while it lasts.
 #[derive(Debug)]
 pub struct Told {
+    mode: Mode,
     layout: Layout,
     made_run: bool,
     system: Option<SystemFiles>,
@@ -129,14 +140,14 @@ impl Told {
     /// What was taken until then is given back.
     pub fn begin(mode: Mode, layout: Layout, uid: u32, programs: &[&Path]) -> Result<Self, PlaceError> {
         let lock = match mode {
-            Mode::OwnStore => None,
+            Mode::OwnStore | Mode::TrustedUser => None,
             // First of all: what stands in the run's folder may be the other's.
             Mode::System => Some(Lock::take(&layout.system_machines)?),
         };
         // One that was killed has left its mark: then the folder is ours to remove all the same.
         let made_run = !layout.run.exists() || layout.made_mark().exists();
-        let mut told = Self { layout, made_run, system: None, _lock: lock };
-        match told.take(mode, uid, programs) {
+        let mut told = Self { mode, layout, made_run, system: None, _lock: lock };
+        match told.take(uid, programs) {
             Ok(()) => Ok(told),
             Err(error) => {
                 told.end_after(&error);
@@ -145,7 +156,7 @@ impl Told {
         }
     }
 
-    fn take(&mut self, mode: Mode, uid: u32, programs: &[&Path]) -> Result<(), PlaceError> {
+    fn take(&mut self, uid: u32, programs: &[&Path]) -> Result<(), PlaceError> {
         let run = self.layout.run.as_path();
         let io = |source| PlaceError::Io { doing: "make", path: run.to_owned(), source };
         fs::create_dir_all(run).map_err(io)?;
@@ -153,11 +164,19 @@ impl Told {
         if self.made_run {
             write_atomically(&self.layout.made_mark(), b"", 0o600)?;
         }
-        if mode == Mode::System {
-            for path in programs.iter().copied().chain([run]) {
-                refuse_writable_by_others(path, uid)?;
+        let mut run_by_root = programs.iter().copied().chain([run]);
+        match self.mode {
+            Mode::OwnStore => {}
+            Mode::TrustedUser => {
+                // Who can write what a trusted user runs is that user, and with that root, in any case: no reason to refuse.
+                if let Some(error) = run_by_root.find_map(|path| refuse_writable_by_others(path, uid).err()) {
+                    tracing::warn!(%error, "others can become this user, and with that root");
+                }
             }
-            self.system = Some(SystemFiles::take(&self.layout)?);
+            Mode::System => {
+                run_by_root.try_for_each(|path| refuse_writable_by_others(path, uid))?;
+                self.system = Some(SystemFiles::take(&self.layout)?);
+            }
         }
         write_atomically(&self.layout.env(), self.shell_lines().as_bytes(), 0o600)
     }
@@ -211,6 +230,12 @@ impl Told {
         Ok(())
     }
 
+    /// How Nix is told.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
     /// What Nix and ssh must find in their environment. In system mode they find their builders without it.
     #[must_use]
     pub fn environment(&self) -> BTreeMap<&'static str, String> {
@@ -218,6 +243,10 @@ impl Told {
             return BTreeMap::from([("NIX_CONFIG", "builders-use-substitutes = true".to_owned())]);
         }
         let config = format!("builders = @{}\nbuilders-use-substitutes = true", self.layout.machines().display());
+        if self.mode == Mode::TrustedUser {
+            // ssh is started elsewhere, with its file's name.
+            return BTreeMap::from([("NIX_CONFIG", config)]);
+        }
         // Nix before 2.26 splits this at spaces and knows no quotes: the folder's path must have none.
         let ssh = format!("-F {}", self.layout.ssh_config().display());
         BTreeMap::from([("NIX_CONFIG", config), ("NIX_SSHOPTS", ssh)])
@@ -356,6 +385,23 @@ mod tests {
     }
 
     #[test]
+    fn a_trusted_users_nix_is_told_without_ssh_and_nothing_of_the_systems_is_touched() {
+        let root = tempfile::tempdir().unwrap();
+        let layout = layout(root.path());
+        let binary = root.path().join("nixtail");
+        fs::write(&binary, "").unwrap();
+        fs::set_permissions(&binary, fs::Permissions::from_mode(0o777)).unwrap();
+        let told = Told::begin(Mode::TrustedUser, layout.clone(), 0, &[&binary]).unwrap();
+        told.write_machines("ssh-ng://localhost?remote-program=/r/b\n").unwrap();
+        let env = fs::read_to_string(layout.env()).unwrap();
+        assert!(env.contains("builders = @") && !env.contains("NIX_SSHOPTS"), "{env}");
+        assert!(told.is_by_environment() && !root.path().join("etc").exists());
+        assert_eq!(fs::metadata(&layout.run).unwrap().permissions().mode() & 0o777, 0o700);
+        told.end().unwrap();
+        assert_eq!(tree(root.path()), [binary.display().to_string()]);
+    }
+
+    #[test]
     fn system_adds_to_roots_list_and_gives_it_back() {
         use std::os::unix::fs::MetadataExt as _;
         let root = tempfile::tempdir().unwrap();
@@ -456,13 +502,5 @@ mod tests {
         assert!(
             matches!(refused, Err(PlaceError::WritableByOthers { path }) if path == binary.canonicalize().unwrap())
         );
-    }
-
-    #[test]
-    fn the_situation_is_found() {
-        let here = Path::new("/");
-        assert_eq!(Mode::found(0, here), Mode::System);
-        assert_eq!(Mode::found(1000, here), Mode::OwnStore);
-        assert_eq!(Mode::found(0, Path::new("/nonexistent/socket")), Mode::OwnStore);
     }
 }

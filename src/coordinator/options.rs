@@ -7,7 +7,7 @@ use nixtail_proto::run::{Wanted, Who};
 
 use super::mode::{Layout, Mode};
 use crate::builder::SSH_PORT;
-use crate::direct::{LaneError, store_uri};
+use crate::direct::{LaneError, SshLinks, store_uri};
 use crate::nix::config::{ConfigError, SshHost};
 
 /// What a coordinator is made of.
@@ -67,8 +67,8 @@ pub enum Transport {
 pub enum OptionsError {
     /// In ssh's configuration.
     Ssh(#[from] ConfigError),
-    /// In the URI of the direct lane.
-    Direct(#[from] LaneError),
+    /// In the URI of a link.
+    Link(#[from] LaneError),
 }
 
 impl Options {
@@ -80,7 +80,10 @@ impl Options {
         let check = |name: &str| -> Result<(), OptionsError> {
             match self.transport {
                 Transport::Direct => store_uri(&self.layout.run, name).map(drop)?,
-                Transport::Auto | Transport::Ssh => self.ssh_host(name).block().map(drop)?,
+                Transport::Auto | Transport::Ssh => {
+                    self.ssh_host(name).block()?;
+                    self.ssh_uri(name)?;
+                }
             }
             Ok(())
         };
@@ -88,6 +91,14 @@ impl Options {
             Who::Named(names) => names.iter().try_for_each(|name| check(name)),
             // Their names are looked at when they are met.
             Who::Tagged { .. } => check("builder"),
+        }
+    }
+
+    /// How Nix is to reach a builder over SSH.
+    pub(super) fn ssh_uri(&self, name: &str) -> Result<String, LaneError> {
+        match self.mode {
+            Mode::TrustedUser => SshLinks::store_uri(&self.layout.run, name),
+            Mode::OwnStore | Mode::System => Ok(format!("ssh-ng://{}@{name}", self.login)),
         }
     }
 

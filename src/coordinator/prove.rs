@@ -1,38 +1,30 @@
 //! Proving one builder end to end: host key, policy, facts, claim, and a build that Nix itself makes through it.
 
-use std::ffi::OsString;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::nix_command::{CONTROL_PROTOCOL, ControlRequest, ControlVerb};
 use nixtail_proto::run::{ClaimRefusal, Failure, Holder, Stage};
-use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::time::timeout;
 
 use super::claims::{Claim, Claims};
+use super::mode::Mode;
+use super::probe_build::{ProbeBuild, STORE_FOLDER_VARIABLE};
 use super::verbs::{HostKeyLine, Lines, Refusal, ask, ask_directly, follow, follow_directly};
 use super::{Options, Transport};
 use crate::agent::Agent;
 use crate::builder::SSH_PORT;
-use crate::direct::{Lane, LaneError, store_uri};
+use crate::direct::{Lane, LaneError, SshLinks, store_uri};
 use crate::nix::config::known_hosts_line;
 use crate::nix::facts::{FACTS_SCHEMA, Facts};
 use crate::nix::machines::Machine;
-use crate::nix::spawn::{ChildSpec, GroupChild, TERMINATE_GRACE};
 use crate::report::plain;
 
-/// How long a probe build may take; it takes 0.3 s on an idle machine.
-const PROBE_DEADLINE: Duration = Duration::from_secs(60);
 /// How long a builder that control calls offline may take to answer. Its dial is retried meanwhile.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(5);
 /// The pause between two such questions.
 const WATCH_PAUSE: Duration = Duration::from_secs(5);
-/// The most that is read of what a probe says.
-const MAX_WORDS: u64 = 64 * 1024;
-
-/// Where Nix is told of a store that isn't `/nix/store` (the Nix manual, "Common Environment Variables").
-const STORE_FOLDER_VARIABLE: &str = "NIX_STORE_DIR";
 
 /// What every builder's proof needs.
 #[derive(Debug)]
@@ -42,6 +34,8 @@ pub(super) struct Prover {
     pub(super) claims: Claims,
     /// The direct lane, where it may be used.
     pub(super) lane: Option<Lane>,
+    /// What a daemon's Nix starts in place of ssh, where SSH may be used and Nix isn't told otherwise how to use it.
+    pub(super) ssh_links: Option<SshLinks>,
 }
 
 /// The lane by which Nix reaches a builder.
@@ -71,8 +65,12 @@ pub(super) struct Acquaintance {
 impl Acquaintance {
     /// How Nix is told of it.
     pub(super) fn machine(&self, speed_factor: u32) -> Machine {
+        self.machine_via(self.via, speed_factor)
+    }
+
+    fn machine_via(&self, via: Via, speed_factor: u32) -> Machine {
         let machine = Machine { speed_factor, ..self.machine.clone() };
-        match (&self.direct_uri, self.via) {
+        match (&self.direct_uri, via) {
             (Some(uri), Via::Direct) => Machine { store_uri: uri.clone(), host_key: None, ..machine },
             _ => machine,
         }
@@ -100,13 +98,14 @@ impl Prover {
         let unfit = |error: &dyn std::fmt::Display| Failure { stage: Stage::Facts, reason: error.to_string() };
         let offer = &self.options.offer;
         let machine = Machine {
-            store_uri: self.ssh_uri(name),
+            store_uri: self.options.ssh_uri(name).map_err(|error| unfit(&error))?,
             systems: std::iter::once(&facts.system).chain(&facts.extra_platforms).cloned().collect(),
             max_jobs: offer.max_jobs.unwrap_or_else(|| jobs(&facts)),
             speed_factor: 1,
             supported_features: facts.features.clone(),
             mandatory_features: offer.mandatory_features.clone(),
-            host_key: host_key.clone(),
+            // A link finds it in ssh's files.
+            host_key: host_key.clone().filter(|_| self.options.mode != Mode::TrustedUser),
         };
         // All that may fail here does before the claim: a claimed builder waits for us.
         machine.line().map_err(|error| unfit(&error))?;
@@ -165,16 +164,16 @@ impl Prover {
         }
     }
 
-    /// Lets Nix build something through the builder: it must be written, built in the sandbox, and trusted.
+    /// Lets Nix build something through the builder.
     ///
     /// Where the direct lane may be used it goes first; SSH, if that may be used too, follows only where no session came
     /// through the lane: for what goes wrong behind it SSH is no remedy.
     pub(super) async fn probe(&self, name: &str, known: &Acquaintance) -> Result<Via, Failure> {
-        if let (Some(lane), Some(uri)) = (&self.lane, &known.direct_uri) {
-            let unfit = |error: LaneError| Failure { stage: Stage::ProbeBuild, reason: error.to_string() };
+        let unfit = |error: LaneError| Failure { stage: Stage::ProbeBuild, reason: error.to_string() };
+        if let (Some(lane), Some(_)) = (&self.lane, &known.direct_uri) {
             lane.open(name, known.node_key).map_err(unfit)?;
             let before = lane.accepted(name);
-            match self.probe_build(name, uri).await {
+            match self.probe_build(name, known, Via::Direct).await {
                 Ok(()) => return Ok(Via::Direct),
                 Err(failure) if self.options.transport == Transport::Direct || lane.accepted(name) != before => {
                     lane.close(name, &format!("its probe build failed: {}", failure.reason));
@@ -187,7 +186,10 @@ impl Prover {
                 }
             }
         }
-        self.probe_build(name, &self.ssh_uri(name)).await.map(|()| Via::Ssh)
+        if let Some(links) = &self.ssh_links {
+            links.open(name).map_err(unfit)?;
+        }
+        self.probe_build(name, known, Via::Ssh).await.map(|()| Via::Ssh)
     }
 
     /// Lets nobody of Nix's through to a builder any more.
@@ -197,50 +199,18 @@ impl Prover {
         }
     }
 
-    /// The builder is a built-in of Nix, which runs in the same sandbox as any other and needs no program there.
-    async fn probe_build(&self, name: &str, store_uri: &str) -> Result<(), Failure> {
-        let failed = |reason: String| Failure { stage: Stage::ProbeBuild, reason };
-        let salt = format!("{name}-{}", rand::random::<u64>());
-        let expression = format!(
-            "derivation {{ name = \"nixtail-probe\"; salt = \"{salt}\"; system = builtins.currentSystem; builder = \"builtin:buildenv\"; derivations = \"\"; manifest = \"/dev/null\"; }}"
-        );
-        let eval_store = self.options.store.clone().unwrap_or_else(|| "auto".to_owned());
-        let arguments = ["--no-out-link", "--eval-store", &eval_store, "--store", store_uri, "-E", &expression];
-        let mut spec = ChildSpec::new(&self.options.nix_build, arguments);
-        let kept = [
-            "PATH",
-            "HOME",
-            "USER",
-            "LD_LIBRARY_PATH",
-            "NIX_CONF_DIR",
-            "NIX_DATA_DIR",
-            "NIX_LOG_DIR",
-            "NIX_PATH",
-            STORE_FOLDER_VARIABLE,
-            "NIX_STATE_DIR",
-        ];
-        spec.environment =
-            kept.iter().filter_map(|name| Some((OsString::from(name), std::env::var_os(name)?))).collect();
-        let spec = spec.with_variable("NIX_SSHOPTS", format!("-F {}", self.options.layout.ssh_config().display()));
-        let mut child = GroupChild::start(&spec).await.map_err(|error| failed(error.to_string()))?;
-        let Some((stdin, stdout, stderr)) = child.take_pipes() else {
-            return Err(failed("it ended before it began".to_owned()));
-        };
-        drop(stdin);
-        let work = async {
-            let (_, words) = tokio::join!(read_bounded(stdout), read_bounded(stderr));
-            (child.wait().await, words)
-        };
-        let outcome = timeout(PROBE_DEADLINE, work).await;
-        match outcome {
-            Ok((Ok(status), _)) if status.success() => Ok(()),
-            Ok((_, words)) => Err(failed(reason_in(&words))),
-            Err(_) => {
-                // Best effort: dropping the child kills its group in any case.
-                let _ = child.terminate(TERMINATE_GRACE).await;
-                Err(failed(format!("Nix built nothing within {} s", PROBE_DEADLINE.as_secs())))
+    async fn probe_build(&self, name: &str, known: &Acquaintance, via: Via) -> Result<(), Failure> {
+        let (program, machine) = (self.options.nix_build.clone(), known.machine_via(via, 1));
+        let build = match self.options.mode {
+            Mode::TrustedUser => ProbeBuild::of_daemon(program, name, &machine)
+                .map_err(|error| Failure { stage: Stage::ProbeBuild, reason: error.to_string() })?,
+            Mode::OwnStore | Mode::System => {
+                let eval_store = self.options.store.as_deref().unwrap_or("auto");
+                let ssh = format!("-F {}", self.options.layout.ssh_config().display());
+                ProbeBuild::of_own_nix(program, name, eval_store, &machine.store_uri, ssh)
             }
-        }
+        };
+        build.run().await
     }
 
     /// Asks a builder for a sign of life, again and again, until control sees it once more (or has another in its place),
@@ -321,10 +291,6 @@ impl Prover {
         let node = key.and_then(|key| netmap.peer_by_key(&key)).ok_or_else(|| absent("it is no node".to_owned()))?;
         Ok((node.key, node.hostinfo.ssh_host_keys.clone()))
     }
-
-    fn ssh_uri(&self, name: &str) -> String {
-        format!("ssh-ng://{}@{name}", self.options.login)
-    }
 }
 
 /// The folder that the names of our own store's paths begin with.
@@ -355,24 +321,6 @@ fn read_facts(json: &str, own_store_folder: &str) -> Result<Facts, Failure> {
         )));
     }
     Ok(facts)
-}
-
-async fn read_bounded(source: impl AsyncRead + Unpin) -> String {
-    let mut bytes = Vec::new();
-    let mut bounded = source.take(MAX_WORDS);
-    // What was read before an error is all there is to show.
-    let _ = bounded.read_to_end(&mut bytes).await;
-    let mut rest = bounded.into_inner();
-    let _ = tokio::io::copy(&mut rest, &mut tokio::io::sink()).await;
-    String::from_utf8_lossy(&bytes).into_owned()
-}
-
-/// The line of Nix's that says why: its first `error:`, or its last words.
-fn reason_in(words: &str) -> String {
-    let mut lines = words.lines().map(str::trim).filter(|line| !line.is_empty());
-    let error = lines.clone().find(|line| line.starts_with("error:"));
-    let line = error.or_else(|| lines.next_back()).unwrap_or("nix-build failed without a word");
-    plain(line).chars().take(300).collect()
 }
 
 #[cfg(test)]
@@ -406,13 +354,6 @@ mod tests {
             max_silent_seconds: None,
             settings_reach_builds: None,
         }
-    }
-
-    #[test]
-    fn the_reason_is_nixs_first_error() {
-        assert_eq!(reason_in("copying\nerror: a\nerror: b\n"), "error: a");
-        assert_eq!(reason_in("one\ntwo\n\n"), "two");
-        assert_eq!(reason_in(""), "nix-build failed without a word");
     }
 
     #[test]

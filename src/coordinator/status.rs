@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
+use super::mode::Mode;
 use super::{Board, BuilderStatus};
 use crate::agent::{Path, Status};
 use crate::report::summary::{Build, Summary, Sums};
@@ -18,6 +19,9 @@ pub struct CoordinatorStatus {
     /// The node's.
     #[serde(flatten)]
     pub node: Status,
+    /// How Nix is told of builders.
+    #[serde(default)]
+    pub mode: Option<Mode>,
     /// The builders that are wanted, by name.
     pub builders: Vec<BuilderView>,
     /// All builders' sums, those that went included.
@@ -89,7 +93,7 @@ impl Board {
         let (totals, began) = self.chronicle().record(|record| (record.totals(now), record.began()));
         let lasted = now.saturating_duration_since(began);
         let lasted_ms = u64::try_from(lasted.as_millis()).unwrap_or(u64::MAX);
-        CoordinatorStatus { node, builders, totals: totals.into(), lasted_ms }
+        CoordinatorStatus { node, mode: Some(self.mode()), builders, totals: totals.into(), lasted_ms }
     }
 
     /// The builds that have ended after the one with number `after`, and the number of the last one.
@@ -102,7 +106,7 @@ impl Board {
     /// What came of the run until now.
     pub async fn summary(&self) -> Summary {
         let node = self.look().await;
-        self.chronicle().summary(Instant::now(), &node, &self.builders())
+        self.chronicle().summary(Instant::now(), &node, self.mode(), &self.builders())
     }
 
     /// The agent's status, and what it says of the ways to the builders remembered: a builder that has left by the end is

@@ -104,7 +104,12 @@ struct Way {
 /// # Errors
 /// [`LaneError::Mangled`] where the path wouldn't come through.
 pub fn store_uri(run: &Path, builder: &str) -> Result<String, LaneError> {
-    let program = run.join(LANE_FOLDER).join(builder);
+    link_uri(&run.join(LANE_FOLDER), builder)
+}
+
+/// The URI by which Nix starts the link called `builder` in `folder` instead of ssh.
+pub(super) fn link_uri(folder: &Path, builder: &str) -> Result<String, LaneError> {
+    let program = folder.join(builder);
     let passes = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
     match program.to_str().filter(|path| path.chars().all(passes)) {
         Some(path) if !builder.starts_with(['.', '-']) && !builder.is_empty() && !builder.contains('/') => {
@@ -115,7 +120,7 @@ pub fn store_uri(run: &Path, builder: &str) -> Result<String, LaneError> {
 }
 
 impl Lane {
-    /// Serves a lane in the run's folder `run`, which only this user can use. `program` is nixtail; `login` the user at the
+    /// Serves a lane in the run's folder `run`, which only this user and root can use. `program` is nixtail; `login` the user at the
     /// builders.
     ///
     /// # Errors
@@ -138,9 +143,7 @@ impl Lane {
             let path = path.to_owned();
             move |source| LaneError::Io { doing, path, source }
         };
-        // What a run left there that was killed.
-        remove(&folder);
-        fs::DirBuilder::new().mode(0o700).create(&folder).map_err(io("make", &folder))?;
+        make_folder(&folder)?;
         let listener = UnixListener::bind(&socket).map_err(io("bind", &socket))?;
         fs::set_permissions(&socket, fs::Permissions::from_mode(0o600)).map_err(io("protect", &socket))?;
         let shared =
@@ -156,13 +159,7 @@ impl Lane {
     /// # Errors
     /// When its link can't be made.
     pub fn open(&self, builder: &str, node: NodePublic) -> Result<(), LaneError> {
-        let link = self.folder.join(builder);
-        match std::os::unix::fs::symlink(&self.program, &link) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(LaneError::Io { doing: "make", path: link, source: error });
-            }
-            _ => {}
-        }
+        make_link(&self.program, &self.folder.join(builder))?;
         let mut ways = lock(&self.shared.ways);
         let way = ways.entry(builder.to_owned()).or_insert(Way { open: Ok(node), accepted: 0 });
         way.open = Ok(node);
@@ -208,8 +205,25 @@ impl Drop for Lane {
     }
 }
 
+/// Makes a link to `program`, unless there is one.
+pub(super) fn make_link(program: &Path, link: &Path) -> Result<(), LaneError> {
+    match std::os::unix::fs::symlink(program, link) {
+        Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {
+            Err(LaneError::Io { doing: "make", path: link.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Makes the folder anew: what stood there is of a run that was killed.
+pub(super) fn make_folder(folder: &Path) -> Result<(), LaneError> {
+    remove(folder);
+    let made = fs::DirBuilder::new().mode(0o700).create(folder);
+    made.map_err(|source| LaneError::Io { doing: "make", path: folder.to_owned(), source })
+}
+
 /// Removes the folder's links and socket, and the folder; nothing that isn't ours.
-fn remove(folder: &Path) {
+pub(super) fn remove(folder: &Path) {
     for entry in fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok) {
         if entry.file_type().is_ok_and(|kind| !kind.is_dir() && !kind.is_file()) {
             // What stays keeps the folder, whose removal fails then; the next start tells.

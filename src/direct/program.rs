@@ -1,10 +1,10 @@
 //! The program that Nix starts instead of ssh: a link to nixtail named after a builder, with the one argument `--stdio`.
 //!
-//! It hands its standard input and output to the agent and waits for the last word. Nix starts one for each build and waits
+//! In a lane it hands its standard input and output to the agent and waits for the last word. Nix starts one for each build and waits
 //! for it inside its scheduler, so there is no runtime here, no parser of arguments, no logger.
 
 use std::ffi::OsStr;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use std::process::ExitCode;
 use nixtail_proto::direct::{Decoder, Event};
 
 use super::lane::LANE_FOLDER;
+use super::over_ssh::{self, SSH_FOLDER};
+use super::words::{say, show};
 use super::{LANE_SOCKET, handover};
 
 /// The exit code where the agent isn't there, as of nixtail's commands.
@@ -21,14 +23,19 @@ const UNAVAILABLE: u8 = 69;
 /// What the agent says at once is a line or two.
 const BUFFER: usize = 4096;
 
-/// Does the work if this process was started as RUN/builders/NAME with `--stdio` and nothing else; `None` otherwise.
+/// Does the work if this process was started as RUN/builders/NAME or RUN/over-ssh/NAME with `--stdio` and nothing else;
+/// `None` otherwise.
 #[must_use]
 pub fn run_if_called() -> Option<ExitCode> {
     let mut arguments = std::env::args_os();
     let program = PathBuf::from(arguments.next()?);
-    let folder = called(&program, arguments.next().as_deref(), arguments.next().as_deref())?;
+    let call = called(&program, arguments.next().as_deref(), arguments.next().as_deref())?;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    Some(match serve(&name, &folder.join(LANE_SOCKET)) {
+    let served = match call {
+        Call::Lane(folder) => serve(&name, &folder.join(LANE_SOCKET)),
+        Call::OverSsh(run) => over_ssh::serve(&name, run),
+    };
+    Some(match served {
         Ok(code) => ExitCode::from(code),
         Err(words) => {
             say(&name, &words);
@@ -37,16 +44,28 @@ pub fn run_if_called() -> Option<ExitCode> {
     })
 }
 
-/// The folder of a builder's link that is called as Nix calls it.
-fn called<'a>(program: &'a Path, first: Option<&OsStr>, more: Option<&OsStr>) -> Option<&'a Path> {
+/// What a builder's link was called for.
+#[derive(Debug, PartialEq, Eq)]
+enum Call<'a> {
+    /// The direct lane of this folder.
+    Lane(&'a Path),
+    /// ssh, with the configuration in this run's folder.
+    OverSsh(&'a Path),
+}
+
+/// What a builder's link that is called as Nix calls it stands for.
+fn called<'a>(program: &'a Path, first: Option<&OsStr>, more: Option<&OsStr>) -> Option<Call<'a>> {
     if first != Some(OsStr::new("--stdio")) || more.is_some() {
         return None;
     }
     let folder = program.parent().filter(|folder| !folder.as_os_str().is_empty())?;
     // A link may be there without the socket, where the agent has just ended: that must not read as wrong usage.
     let is_link = || std::fs::symlink_metadata(program).is_ok_and(|found| found.is_symlink());
-    let is_left = folder.file_name() == Some(OsStr::new(LANE_FOLDER)) && is_link();
-    (is_left || folder.join(LANE_SOCKET).exists()).then_some(folder)
+    let is_in = |name: &str| folder.file_name() == Some(OsStr::new(name)) && is_link();
+    if is_in(SSH_FOLDER) {
+        return folder.parent().map(Call::OverSsh);
+    }
+    (is_in(LANE_FOLDER) || folder.join(LANE_SOCKET).exists()).then_some(Call::Lane(folder))
 }
 
 /// Hands everything over; answers the exit code, or why there is nobody to hand it to.
@@ -90,42 +109,6 @@ fn serve(name: &str, socket: &Path) -> Result<u8, String> {
     }
 }
 
-/// One clear line.
-fn say(name: &str, words: &str) {
-    if !words.is_empty() {
-        write_line(&format!("nixtail: builder {name}: {words}"));
-    }
-}
-
-/// What the builder's program wrote to its stderr, without what could do something to a terminal.
-fn show(text: &[u8]) {
-    for line in String::from_utf8_lossy(text).lines().filter(|line| !line.is_empty()) {
-        write_line(&line.replace(|c: char| c.is_control() && c != '\t', ""));
-    }
-}
-
-/// Writes a line where a person sees it; a stderr that nobody reads is no reason to fail.
-///
-/// Once a build hook has accepted a build, Nix shows no plain line of its children any more, and a daemon writes those from
-/// before only into its own log. A line in the form of Nix's own messages reaches whoever asked for the build
-/// (`handleJSONLogMessage` in `NixOS/nix` `src/libutil/logging.cc`).
-fn write_line(line: &str) {
-    let line = if is_started_by_build_hook() {
-        format!("@nix {}", serde_json::json!({ "action": "msg", "level": 0, "msg": line }))
-    } else {
-        line.to_owned()
-    };
-    // In one piece: the hook writes to the same pipe.
-    let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
-}
-
-/// Whether this process' parent is `nix __build-remote` (as Nix before 2.4 has it: `build-remote`).
-fn is_started_by_build_hook() -> bool {
-    let parent = rustix::process::getppid().map_or(0, |parent| parent.as_raw_nonzero().get());
-    let line = std::fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).take(2).any(|word| word.ends_with(b"build-remote"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,13 +124,25 @@ mod tests {
         for link in [&link, &elsewhere] {
             std::os::unix::fs::symlink("/nonexistent/nixtail", link).unwrap();
         }
-        assert_eq!(called(&link, stdio, None), Some(folder.as_path()));
+        assert_eq!(called(&link, stdio, None), Some(Call::Lane(&folder)));
         assert_eq!(called(&elsewhere, stdio, None), None);
         std::fs::write(run.path().join(LANE_SOCKET), "").unwrap();
-        assert_eq!(called(&elsewhere, stdio, None), Some(run.path()));
+        assert_eq!(called(&elsewhere, stdio, None), Some(Call::Lane(run.path())));
         assert_eq!(called(&link, stdio, Some(OsStr::new("--store"))), None);
         assert_eq!(called(&link, Some(OsStr::new("status")), None), None);
         assert_eq!(called(&link, None, None), None);
         assert_eq!(called(Path::new("nixtail"), stdio, None), None);
+    }
+
+    #[test]
+    fn a_link_for_ssh_means_its_runs_folder() {
+        let run = tempfile::tempdir().unwrap();
+        let link = run.path().join(SSH_FOLDER).join("b1");
+        let stdio = Some(OsStr::new("--stdio"));
+        assert_eq!(called(&link, stdio, None), None, "no such link");
+        std::fs::create_dir(run.path().join(SSH_FOLDER)).unwrap();
+        std::os::unix::fs::symlink("/nonexistent/nixtail", &link).unwrap();
+        assert_eq!(called(&link, stdio, None), Some(Call::OverSsh(run.path())));
+        assert_eq!(called(&link, Some(OsStr::new("status")), None), None);
     }
 }

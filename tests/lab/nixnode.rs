@@ -202,9 +202,10 @@ impl NixNode {
         NodeProcess { entering, pid }
     }
 
-    /// Starts `nix-daemon` as root, and waits until it listens.
+    /// Starts `nix-daemon` as root, with no more in its environment than systemd gives it, and waits until it listens.
     pub fn start_daemon(&self) -> NodeProcess {
-        let daemon = self.start_process(User::Root, ["nix-daemon"], &[]);
+        let path = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        let daemon = self.start_process(User::Root, ["env", "-i", path, "nix-daemon"], &[]);
         wait_for("nix-daemon to listen", PATIENCE, || {
             self.path("/nix/var/nix/daemon-socket/socket").exists().then_some(())
         });

@@ -15,7 +15,8 @@ const NAMED_BUILDS: usize = 8;
 /// The head line, and the table of builders with what each of them builds.
 pub(super) fn lines(status: &CoordinatorStatus, terminal: &Terminal) -> Vec<String> {
     let own = &status.node.own;
-    let node = format!("{}  {}  {}", plain(&own.name), address(&own.addresses), home(own.home_region));
+    let mode = status.mode.map(|mode| format!("  mode: {}", mode.as_str())).unwrap_or_default();
+    let node = format!("{}  {}  {}{mode}", plain(&own.name), address(&own.addresses), home(own.home_region));
     let mut lines = vec![
         terminal.paint(Style::Strong, &terminal.cut(&head(status))),
         terminal.paint(Style::Faint, &terminal.cut(&node)),

@@ -5,6 +5,7 @@
 //! runs, which is named by its content and goes with the next garbage collection.
 
 mod tools;
+mod trust;
 mod worker;
 
 use std::time::Duration;
@@ -17,6 +18,8 @@ use super::spawn::{ChildSpec, GroupChild, SpawnError, TERMINATE_GRACE};
 use crate::report::plain;
 use tools::Shell;
 use worker::{Derivation, Worker, WorkerError};
+
+pub use trust::{DaemonError, is_trusted};
 
 /// How long a probe may take; it takes 0.2 s on an idle machine.
 pub const PROBE_DEADLINE: Duration = Duration::from_secs(60);

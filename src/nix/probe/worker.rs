@@ -1,4 +1,5 @@
-//! A client of Nix' worker protocol, just large enough to let a daemon build one derivation, as a coordinator's Nix does.
+//! A client of Nix' worker protocol, just large enough to let a daemon build one derivation, as a coordinator's Nix does, and
+//! to ask it whether it trusts us.
 //!
 //! Format: `NixOS/nix` `src/libstore/worker-protocol.*` and `daemon.cc`, versions 1.25 (Nix 2.4) to 1.35. Everything is a
 //! 64-bit little-endian number, or a string of such a length filled up with zeros to a multiple of eight.
@@ -22,7 +23,11 @@ const fn version(minor: u64) -> u64 {
 }
 
 const ADD_TO_STORE: u64 = 7;
+const BUILD_PATHS: u64 = 9;
 const BUILD_DERIVATION: u64 = 36;
+
+/// `bmRepair` (`enum BuildMode` in `store-api.hh`).
+const REPAIR: u64 = 1;
 
 /// What comes before the answer to an operation (`enum` at the top of `worker-protocol.hh`).
 mod stderr {
@@ -163,6 +168,17 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Worker<R, W> {
         let _status = self.number().await?;
         let error = self.string().await?;
         Ok(Built { lines, error: without_colours(&error) })
+    }
+
+    /// Lets the daemon repair nothing at all, which it refuses to whom it doesn't trust, and does without a trace for others:
+    /// the question whether it trusts us, for daemons that don't say so in their greeting.
+    pub(super) async fn repair_nothing(mut self) -> Result<(), WorkerError> {
+        let mut words = Message::default();
+        words.number(BUILD_PATHS).strings(&[]).number(REPAIR);
+        self.send(words).await?;
+        self.answer().await?;
+        self.number().await?;
+        Ok(())
     }
 
     /// What precedes an answer: the lines of builds are kept, an error ends it.

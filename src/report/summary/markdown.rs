@@ -34,7 +34,8 @@ fn introduction(summary: &Summary) -> String {
     } else {
         String::new()
     };
-    format!("Coordinator {}, from {}{at_once}.\n", code(&summary.coordinator), time_of_day(summary.began))
+    let mode = if summary.mode.is_empty() { String::new() } else { format!(" in mode {}", code(&summary.mode)) };
+    format!("Coordinator {}{mode}, from {}{at_once}.\n", code(&summary.coordinator), time_of_day(summary.began))
 }
 
 fn table(text: &mut String, summary: &Summary) {

@@ -30,6 +30,9 @@ pub use text::lines;
 pub struct Summary {
     /// The coordinator's name in the tailnet.
     pub coordinator: String,
+    /// How Nix was told of builders, as `nixtail coordinator --mode` takes it.
+    #[serde(default)]
+    pub mode: String,
     /// The version of nixtail.
     pub version: String,
     /// When the run began.
@@ -171,6 +174,8 @@ pub struct RunError {
 pub struct Surroundings<'a> {
     /// The coordinator's name in the tailnet.
     pub coordinator: String,
+    /// How Nix was told of builders.
+    pub mode: &'static str,
     /// The time of day, in seconds since 1970.
     pub unix_now: i64,
     /// The last known path to each builder and its round trip in milliseconds.
@@ -187,7 +192,7 @@ impl Summary {
     /// What `record` says as of `now`.
     pub fn of(record: &Record, now: Instant, surroundings: Surroundings<'_>) -> Self {
         let since = |at: Instant| milliseconds(at.saturating_duration_since(record.began()));
-        let Surroundings { coordinator, unix_now, paths, mut standings, errors, errors_left_out } = surroundings;
+        let Surroundings { coordinator, mode, unix_now, paths, mut standings, errors, errors_left_out } = surroundings;
         standings.retain(|missing| record.builder(&missing.name).is_none());
         let lasted = now.saturating_duration_since(record.began());
         let builders = record.builders().map(|(name, builder)| {
@@ -217,6 +222,7 @@ impl Summary {
         builds.sort_by_key(|build| build.started_ms);
         Self {
             coordinator,
+            mode: mode.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             began: Timestamp::from_unix(unix_now - i64::try_from(lasted.as_secs()).unwrap_or_default()),
             lasted_ms: milliseconds(lasted),

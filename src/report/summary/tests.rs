@@ -59,6 +59,7 @@ fn run() -> Summary {
     let missing = |name: &str, standing: &str| Missing { name: name.to_owned(), standing: standing.to_owned() };
     let surroundings = Surroundings {
         coordinator: "coordinator".to_owned(),
+        mode: "trusted-user",
         unix_now: ENDED,
         paths: &paths,
         standings: vec![missing("builder-1", "ready"), missing("builder-4", "not in the netmap")],
