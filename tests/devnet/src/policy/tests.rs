@@ -44,12 +44,7 @@ fn nonroot_keeps_root_out() {
 const ORIGINAL: &str = include_str!("../../policies/original.hujson");
 
 /// The policy of our own README.
-fn least_privilege() -> String {
-    let readme = include_str!("../../../../README.md");
-    let section = readme.split_once("### The policy").expect("a section about the policy").1;
-    let block = section.split_once("```json\n").expect("a policy in it").1;
-    block.split_once("```").expect("its end").0.to_owned()
-}
+const LEAST_PRIVILEGE: &str = include_str!("../../../../docs/policy.json");
 
 /// A coordinator, two builders and a node of the owner.
 struct Net {
@@ -124,7 +119,7 @@ fn the_policy_of_the_original_action_becomes_filters_and_ssh_policies() {
 
 #[test]
 fn the_policy_of_the_readme_opens_port_22_of_builders_to_coordinators() {
-    let (net, policy) = (Net::new(), Policy::parse(&least_privilege()).unwrap());
+    let (net, policy) = (Net::new(), Policy::parse(LEAST_PRIVILEGE).unwrap());
     for from in 0..4 {
         for to in 0..4 {
             let meant = from == COORDINATOR && (to == BUILDER || to == OTHER_BUILDER);
