@@ -55,7 +55,7 @@ fn hand_over(stream: &UnixStream) -> Result<(), Failure> {
     if !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(Failure::new(Exit::General, "the descriptor doesn't fit into a message"));
     }
-    match sendmsg(io::stdout(), &[IoSlice::new(&[0])], &mut control, SendFlags::NOSIGNAL) {
+    match sendmsg(io::stdout(), &[IoSlice::new(&[0])], &mut control, SendFlags::empty()) {
         Ok(_) => Ok(()),
         Err(rustix::io::Errno::NOTSOCK) => {
             Err(Failure::new(Exit::Usage, "stdout is no socket, so no descriptor can be handed over")

@@ -6,6 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdUnixStream;
 
+use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
@@ -36,7 +37,8 @@ pub(super) fn send(to: &StdUnixStream, builder: &str, stdin: BorrowedFd<'_>, std
     if message.len() > MAX_MESSAGE || !control.push(SendAncillaryMessage::ScmRights(&descriptors)) {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the builder's name is too long"));
     }
-    let sent = sendmsg(to, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::NOSIGNAL)?;
+    // Rust's runtime has switched SIGPIPE off.
+    let sent = sendmsg(to, &[IoSlice::new(message.as_bytes())], &mut control, SendFlags::empty())?;
     if sent == message.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
@@ -54,19 +56,28 @@ pub(super) async fn receive(from: &UnixStream) -> io::Result<Handover> {
     }
 }
 
+/// Not to wait, and to have what comes closed in children.
+#[cfg(target_os = "linux")]
+const RECEIVE: RecvFlags = RecvFlags::CMSG_CLOEXEC.union(RecvFlags::DONTWAIT);
+/// Elsewhere that can't be had with the message; [`receive_now`] does it right after.
+#[cfg(not(target_os = "linux"))]
+const RECEIVE: RecvFlags = RecvFlags::DONTWAIT;
+
 fn receive_now(from: BorrowedFd<'_>) -> io::Result<Handover> {
     let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
     let mut message = [0; MAX_MESSAGE];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-    let received = recvmsg(from, &mut [IoSliceMut::new(&mut message)], &mut control, flags)?;
+    let received = recvmsg(from, &mut [IoSliceMut::new(&mut message)], &mut control, RECEIVE)?;
     let mut descriptors = control.drain().filter_map(|message| match message {
         RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
         _ => None,
     });
     let both = descriptors.next().and_then(|mut rights| Some((rights.next()?, rights.next()?)));
     let (stdin, stdout) = both.ok_or_else(|| invalid("no descriptors came with the message"))?;
+    for descriptor in [&stdin, &stdout] {
+        fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
+    }
     // Written at once and short, it comes in one piece.
     let text = message.get(..received.bytes).and_then(|text| text.strip_suffix(b"\n"));
     let builder = text.and_then(|text| std::str::from_utf8(text).ok()).ok_or_else(|| invalid("it names no builder"))?;

@@ -16,6 +16,7 @@ use super::lane::LANE_FOLDER;
 use super::over_ssh::{self, SSH_FOLDER};
 use super::words::{say, show};
 use super::{LANE_SOCKET, handover};
+use crate::net::peer_user::peer_user;
 
 /// The exit code where the agent isn't there, as of nixtail's commands.
 const UNAVAILABLE: u8 = 69;
@@ -77,7 +78,7 @@ fn serve(name: &str, socket: &Path) -> Result<u8, String> {
         )
     };
     let mut agent = UnixStream::connect(socket).map_err(|error| gone(&error))?;
-    let theirs = rustix::net::sockopt::socket_peercred(&agent).map_err(|error| gone(&error.into()))?.uid;
+    let theirs = peer_user(&agent).map_err(|error| gone(&error))?;
     let own = rustix::process::getuid();
     if theirs != own && !theirs.is_root() && !own.is_root() {
         return Err(format!("the process at {} belongs to another user (uid {})", socket.display(), theirs.as_raw()));

@@ -34,6 +34,19 @@ fn write_line(line: &str) {
 /// Whether this process' parent is `nix __build-remote` (as Nix before 2.4 has it: `build-remote`).
 fn is_started_by_build_hook() -> bool {
     let parent = rustix::process::getppid().map_or(0, |parent| parent.as_raw_nonzero().get());
-    let line = std::fs::read(format!("/proc/{parent}/cmdline")).unwrap_or_default();
-    line.split(|byte| *byte == 0).take(2).any(|word| word.ends_with(b"build-remote"))
+    let line = command_line(parent);
+    line.split(|byte| [0, b' '].contains(byte)).take(2).any(|word| word.ends_with(b"build-remote"))
+}
+
+/// The words that a process was started with, each ended by a zero byte; nothing where that can't be found out.
+#[cfg(target_os = "linux")]
+fn command_line(process: i32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default()
+}
+
+/// The same from ps(1), with blanks between.
+#[cfg(not(target_os = "linux"))]
+fn command_line(process: i32) -> Vec<u8> {
+    let asked = std::process::Command::new("/bin/ps").args(["-ww", "-o", "args=", "-p", &process.to_string()]).output();
+    asked.map(|answer| answer.stdout).unwrap_or_default()
 }

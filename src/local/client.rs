@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::SocketPath;
+use crate::net::peer_user::peer_user;
 use crate::report::{Exit, Failure, plain};
 
 /// An answer's head is a few lines.
@@ -110,14 +111,14 @@ impl Client {
 
     /// Who listens there learns what we ask for, and what it answers is believed: so not just anybody may.
     fn check_agent(&self, stream: &UnixStream) -> Result<(), Failure> {
-        let agent = rustix::net::sockopt::socket_peercred(stream).map_err(|error| self.broken(&error.into()))?;
-        if is_trusted(agent.uid.as_raw(), rustix::process::getuid().as_raw()) {
+        let agent = peer_user(stream).map_err(|error| self.broken(&error))?.as_raw();
+        if is_trusted(agent, rustix::process::getuid().as_raw()) {
             return Ok(());
         }
-        let (path, uid) = (self.path.as_path().display(), agent.uid.as_raw());
+        let path = self.path.as_path().display();
         Err(Failure::new(
             Exit::Refused,
-            format!("the process that listens at {path} belongs to another user (uid {uid})"),
+            format!("the process that listens at {path} belongs to another user (uid {agent})"),
         )
         .next("run this as the user who started the agent, or name the socket of your own with --socket"))
     }

@@ -9,7 +9,7 @@ use rustix::fs::{FlockOperation, Mode, OFlags};
 use thiserror::Error;
 
 /// The longest path that fits into `sockaddr_un`, without its NUL.
-const MAX_PATH: usize = 107;
+const MAX_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 
 /// A path at which an agent serves the local API.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ pub(crate) mod dataplane;
 pub mod derp;
 pub(crate) mod http;
 pub(crate) mod interfaces;
+pub(crate) mod peer_user;
 pub(crate) mod pipe;
 pub(crate) mod socket;
 pub(crate) mod stun_servers;

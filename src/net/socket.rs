@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::task::{Context, Poll};
 
 use quinn_udp::{RecvMeta, UdpSocketState};
+#[cfg(target_os = "linux")]
 use rustix::net::sockopt;
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
@@ -148,7 +149,7 @@ impl Socket {
         let socket = std::net::UdpSocket::from(socket);
         let state = UdpSocketState::new((&socket).into())?;
         // Full privilege gets the whole buffer; without it, the kernel's limit.
-        if sockopt::set_socket_recv_buffer_size_force(&socket, SOCKET_BUFFER).is_err() {
+        if !force_receive_buffer(&socket) {
             let _ = state.set_recv_buffer_size((&socket).into(), SOCKET_BUFFER);
         }
         let _ = state.set_send_buffer_size((&socket).into(), SOCKET_BUFFER);
@@ -222,16 +223,37 @@ fn outcome(error: &io::Error, sent: usize) -> Result<(), Blocked> {
 
 /// Undoes quinn-udp's don't-fragment: an inner packet of 1280 bytes is 1340 or 1360 on the wire, and must get through a
 /// network whose MTU is 1280 rather than vanish.
+#[cfg(target_os = "linux")]
 fn allow_fragments(socket: &std::net::UdpSocket, v6: bool) {
     if v6 {
         let _ = sockopt::set_ipv6_mtu_discover(socket, sockopt::Ipv6PathMtuDiscovery::DONT);
-        clear_ipv6_dontfrag(socket);
+        switch_off(socket, libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG);
     } else {
         let _ = sockopt::set_ip_mtu_discover(socket, sockopt::Ipv4PathMtuDiscovery::DONT);
     }
 }
 
-fn clear_ipv6_dontfrag(socket: &std::net::UdpSocket) {
+/// The same where one option says it, for either family.
+#[cfg(not(target_os = "linux"))]
+fn allow_fragments(socket: &std::net::UdpSocket, v6: bool) {
+    let (level, option) =
+        if v6 { (libc::IPPROTO_IPV6, libc::IPV6_DONTFRAG) } else { (libc::IPPROTO_IP, libc::IP_DONTFRAG) };
+    switch_off(socket, level, option);
+}
+
+/// Makes the receive buffer larger than the system allows everybody; only root may, and only Linux can.
+#[cfg(target_os = "linux")]
+fn force_receive_buffer(socket: &std::net::UdpSocket) -> bool {
+    sockopt::set_socket_recv_buffer_size_force(socket, SOCKET_BUFFER).is_ok()
+}
+
+#[cfg(not(target_os = "linux"))]
+fn force_receive_buffer(_: &std::net::UdpSocket) -> bool {
+    false
+}
+
+/// Sets an option that is an integer to 0.
+fn switch_off(socket: &std::net::UdpSocket, level: libc::c_int, option: libc::c_int) {
     use std::os::fd::AsRawFd;
     let off: libc::c_int = 0;
     // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel reads exactly the size of the
@@ -239,14 +261,14 @@ fn clear_ipv6_dontfrag(socket: &std::net::UdpSocket) {
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::IPPROTO_IPV6,
-            libc::IPV6_DONTFRAG,
+            level,
+            option,
             (&raw const off).cast(),
             size_of_val(&off) as libc::socklen_t,
         )
     };
     if result != 0 {
-        tracing::debug!(error = %io::Error::last_os_error(), "IPv6 datagrams may not be fragmented");
+        tracing::debug!(error = %io::Error::last_os_error(), "datagrams may not be fragmented");
     }
 }
 
@@ -299,6 +321,7 @@ mod tests {
         assert_eq!(collect(&b, 41).await.concat(), data);
     }
 
+    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn datagrams_longer_than_any_mtu_are_fragmented_not_refused() {
         let (a, b) = (Sockets::bind(0).unwrap(), Sockets::bind(0).unwrap());

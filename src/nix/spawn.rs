@@ -158,6 +158,7 @@ fn command(spec: &ChildSpec) -> Command {
 
 /// Has the kernel send TERM to the child when the thread that starts it ends: see [`start_on_thread`]. Not KILL: a
 /// sandboxed build is ended by its Nix, which must have the time to.
+#[cfg(target_os = "linux")]
 pub(super) fn die_with_us(command: &mut Command) {
     let parent = rustix::process::getpid();
     // SAFETY: the closure runs between fork and exec in a process with one thread. It makes two system calls through
@@ -170,6 +171,11 @@ pub(super) fn die_with_us(command: &mut Command) {
         });
     }
 }
+
+/// Other systems have no such signal. There a child with pipes of ours sees them close, at which `nix-daemon --stdio` ends with
+/// its builds; a command of the user's outlives an agent that was killed.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn die_with_us(_: &mut Command) {}
 
 /// Starts a command on the thread that starts all children, which lives as long as this process.
 pub(super) async fn start_on_thread(command: Command) -> io::Result<Child> {
@@ -208,6 +214,19 @@ fn spawner() -> io::Result<&'static mpsc::Sender<Job>> {
     })?;
     // Where two were made at once, the other's thread ends with its sender, having started nothing.
     Ok(SPAWNER.get_or_init(|| sender))
+}
+
+/// Whether there is no such process, or nothing but its zombie.
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) fn is_gone(process: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"));
+    stat.map_or(true, |stat| stat.contains(") Z "))
+}
+
+/// Whether there is no such process. Orphans are waited for by the system's first one.
+#[cfg(all(test, not(target_os = "linux")))]
+pub(crate) fn is_gone(process: i32) -> bool {
+    Pid::from_raw(process).is_none_or(|process| rustix::process::test_kill_process(process).is_err())
 }
 
 #[cfg(test)]
@@ -256,6 +275,7 @@ mod tests {
     }
 
     /// Runs itself again as an agent of its own, which is then killed without a chance to clean up.
+    #[cfg(target_os = "linux")]
     #[tokio::test]
     async fn a_child_dies_with_its_agent() {
         const AS_AGENT: &str = "NIXTAIL_TEST_AS_AGENT";
@@ -293,8 +313,7 @@ mod tests {
     /// Whether the process is gone, or a zombie whose parent has yet to look.
     async fn ended(id: i32) -> bool {
         for _ in 0..100 {
-            let stat = std::fs::read_to_string(format!("/proc/{id}/stat"));
-            if stat.map_or(true, |stat| stat.contains(") Z ")) {
+            if is_gone(id) {
                 return true;
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -86,8 +86,7 @@ fn reply(stdout: &str, stderr: &str, code: u32) -> Reply {
 async fn gone(id: &str) -> bool {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
-        let stat = std::fs::read_to_string(format!("/proc/{id}/stat"));
-        if stat.map_or(true, |stat| stat.contains(") Z ")) {
+        if crate::nix::spawn::is_gone(id.parse().unwrap()) {
             return true;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;

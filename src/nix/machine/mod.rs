@@ -1,12 +1,20 @@
-//! This machine as builds find it: processors, memory, disk, load and speed. No child is started for any of it.
+//! This machine as builds find it: processors, memory, disk, load and speed. On Linux no child is started for any of it.
 
 mod cgroup;
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(any(not(target_os = "linux"), test))]
+mod macos;
 mod speed;
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(not(target_os = "linux"))]
+use macos as system;
 pub use speed::{REFERENCE_BYTES_PER_SECOND, speed};
 
 /// The processes whose limits count: those of the builds, as the kernel tells of one of them.
@@ -46,7 +54,7 @@ impl Size {
         let limits = cgroup::Limits::of(&members.cgroups);
         Self {
             cores: cores(&members.allowed_cpus, limits.cpus),
-            memory_bytes: limits.memory_bytes.map_or_else(total_memory, |limit| limit.min(total_memory())),
+            memory_bytes: limits.memory_bytes.unwrap_or(u64::MAX).min(system::look().total_memory),
         }
     }
 }
@@ -62,17 +70,27 @@ pub struct Moment {
     pub free_disk_bytes: Option<u64>,
 }
 
-/// Looks now. It reads a few small files: cheap enough for every second.
+/// What the system says of the whole machine.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Whole {
+    /// Processes that run or wait to run, averaged over a minute.
+    load: f64,
+    /// Bytes of memory.
+    total_memory: u64,
+    /// Bytes of it that new work can have without swapping.
+    available_memory: u64,
+}
+
+/// Looks now. It reads a few small files (on macOS, what one small program says): cheap enough for every second.
 ///
 /// `store` is where the store is on disk, see [`Facts::store_on_disk`](crate::nix::facts::Facts::store_on_disk).
 pub fn now(store: &Path) -> Moment {
     let cgroups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = cgroup::Limits::of(&cgroups);
-    let available = memory_info("MemAvailable:").unwrap_or_else(total_memory);
+    let whole = system::look();
     Moment {
-        // The kernel's figures have 16 bits behind the point.
-        load: rustix::system::sysinfo().loads[0] as f64 / 65536.0,
-        memory_available_bytes: limits.memory_left_bytes.map_or(available, |left| left.min(available)),
+        load: whole.load,
+        memory_available_bytes: limits.memory_left_bytes.unwrap_or(u64::MAX).min(whole.available_memory),
         free_disk_bytes: free_disk(store).ok(),
     }
 }
@@ -114,18 +132,6 @@ fn count_cpus(list: &str) -> Option<u64> {
     list.split(',').try_fold(0_u64, |sum, range| sum.checked_add(count(range)?))
 }
 
-fn total_memory() -> u64 {
-    let info = rustix::system::sysinfo();
-    u64::from(info.mem_unit) * info.totalram
-}
-
-/// Bytes that `/proc/meminfo` names so.
-fn memory_info(name: &str) -> Option<u64> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,7 +159,7 @@ mod tests {
     fn this_moment_has_a_load_memory_and_a_disk() {
         let now = now(Path::new("/tmp"));
         assert!((0.0..100_000.0).contains(&now.load), "{now:?}");
-        assert!(now.memory_available_bytes > 0 && now.memory_available_bytes <= total_memory(), "{now:?}");
+        assert!(now.memory_available_bytes > 0 && now.memory_available_bytes <= system::look().total_memory, "{now:?}");
         assert!(now.free_disk_bytes.is_some_and(|free| free > 0), "{now:?}");
     }
 

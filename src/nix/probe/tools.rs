@@ -22,39 +22,59 @@ const MAX_LIST: u64 = 64 * 1024;
 pub(super) struct Shell {
     /// The archive (a NAR) of a folder.
     pub(super) archive: Vec<u8>,
-    /// The loader's file name in it; `None` for a static shell.
-    loader: Option<String>,
+    /// How it is started.
+    start: Start,
+}
+
+/// How a shell is started.
+#[derive(Debug)]
+enum Start {
+    /// As `sh` of the archive.
+    Static,
+    /// Through the loader of this name in the archive.
+    Loader(String),
+    /// As `/bin/sh` of the machine. macOS has no loader that starts a copy, and its sandbox lets this one through.
+    System,
 }
 
 impl Shell {
     /// Collects this machine's.
     pub(super) async fn collect() -> io::Result<Self> {
+        if !cfg!(target_os = "linux") {
+            return Self::of_system();
+        }
         let shell = std::fs::canonicalize("/bin/sh")?;
         let mut files = vec![("sh".to_owned(), shell.clone())];
-        let loader = match loader_of(&shell)? {
-            None => None,
+        let start = match loader_of(&shell)? {
+            None => Start::Static,
             Some(loader) => {
                 let said = said_by(&loader, &shell).await?;
                 files.extend(libraries(&said));
                 let name = loader.file_name().map(|name| name.to_string_lossy().into_owned());
                 let name = name.ok_or_else(|| io::Error::other("its loader has no name"))?;
                 files.push((name.clone(), loader));
-                Some(name)
+                Start::Loader(name)
             }
         };
         // In the archive's order, each once.
         files.sort();
         files.dedup_by(|one, other| one.0 == other.0);
-        Ok(Self { archive: archive(&files)?, loader })
+        Ok(Self { archive: archive(&files)?, start })
+    }
+
+    /// No copy at all: an empty folder for an archive.
+    fn of_system() -> io::Result<Self> {
+        Ok(Self { archive: archive(&[])?, start: Start::System })
     }
 
     /// Builder and arguments that run `script`, when the archive is at `path`.
     pub(super) fn command(&self, path: &str, script: &str) -> (String, Vec<String>) {
         let shell = format!("{path}/sh");
         let words = ["-c".to_owned(), script.to_owned()];
-        match &self.loader {
-            None => (shell, words.to_vec()),
-            Some(loader) => {
+        match &self.start {
+            Start::Static => (shell, words.to_vec()),
+            Start::System => ("/bin/sh".to_owned(), words.to_vec()),
+            Start::Loader(loader) => {
                 let start = ["--library-path".to_owned(), path.to_owned(), shell];
                 (format!("{path}/{loader}"), start.into_iter().chain(words).collect())
             }
@@ -173,6 +193,13 @@ mod tests {
             at = after;
         }
         let (program, arguments) = shell.command(folder.path().to_str().unwrap(), "echo $((6 * 7))");
+        let output = std::process::Command::new(program).args(arguments).env_clear().output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "42\n", "{output:?}");
+    }
+
+    #[test]
+    fn a_shell_that_is_not_copied_is_the_machines_own() {
+        let (program, arguments) = Shell::of_system().unwrap().command("/nowhere", "echo $((6 * 7))");
         let output = std::process::Command::new(program).args(arguments).env_clear().output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), "42\n", "{output:?}");
     }
