@@ -129,7 +129,7 @@ impl Drop for Dataplane {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use nixtail_proto::netmap::Netmap;
@@ -146,11 +146,13 @@ mod tests {
     #[tokio::test]
     async fn stun_goes_out_of_the_tunnels_own_socket() {
         let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        // One that was free a moment ago.
+        let port = UdpSocket::bind("0.0.0.0:0").await.unwrap().local_addr().unwrap().port();
         let mut rng = rand::rng();
         let setup = Setup {
             node_key: NodePrivate::generate(&mut rng),
             disco_key: DiscoPrivate::generate(&mut rng),
-            port: 0,
+            port,
             direct: true,
             derp: false,
             proxies: Proxies::default(),
@@ -162,19 +164,16 @@ mod tests {
         assert!(dataplane.send(Command::Netmap(Arc::new(netmap))).await);
         assert!(dataplane.send(Command::StunServers(vec![(1, server.local_addr().unwrap())])).await);
 
-        // The address of a NAT that leaves ports as they are.
         let mut request = [0; 1500];
         let (len, source) = timeout(PATIENCE, server.recv_from(&mut request)).await.expect("a request").unwrap();
-        let mapped = SocketAddr::from(([203, 0, 113, 7], source.port()));
+        assert_eq!(source.port(), port);
+        let mapped = SocketAddr::from(([203, 0, 113, 7], 4242));
         let answer = stun::response(stun::parse_request(&request[..len]).unwrap(), mapped);
         server.send_to(&answer, source).await.unwrap();
 
         let mut facts = dataplane.facts();
         let told = facts.wait_for(|facts| facts.endpoints.iter().flatten().any(|(address, _)| *address == mapped));
-        let endpoints = timeout(PATIENCE, told).await.expect("the endpoint is told").unwrap().endpoints.clone();
-        let ports: BTreeSet<u16> =
-            endpoints.iter().flatten().filter(|(at, _)| at.is_ipv4()).map(|(at, _)| at.port()).collect();
-        assert_eq!(ports, BTreeSet::from([source.port()]), "{endpoints:?}");
+        drop(timeout(PATIENCE, told).await.expect("the endpoint is told").unwrap());
         assert!(dataplane.stop(PATIENCE).await);
     }
 }
