@@ -56,10 +56,15 @@ pub fn resolve(netmap: &Netmap, host: &str) -> Result<(IpAddr, Option<NodePublic
         .unwrap_or_else(|| Err(NameError::Unknown(shown(host))))
 }
 
-/// The name as it is, and for one without dots also with the tailnet's suffix and each search domain behind it.
+/// The name as it is, and for one without dots also with the tailnet's suffix and each search domain behind it. One with dots
+/// may be a host name that a node asked for (`ubuntu-24.04-1`): then it is called what control makes of that.
 fn candidates(netmap: &Netmap, name: &str) -> Vec<String> {
     let mut names = vec![name.to_owned()];
-    if !name.contains('.') {
+    if name.contains('.') {
+        let suffix = netmap.tailnet_suffix().trim_matches('.').to_ascii_lowercase();
+        let is_name = !suffix.is_empty() && name.contains(|c: char| c.is_ascii_alphanumeric());
+        names.extend(is_name.then(|| format!("{}.{suffix}", valid_hostname(name))));
+    } else {
         let domains = std::iter::once(netmap.tailnet_suffix()).chain(netmap.dns.domains.iter().map(String::as_str));
         let domains = domains.map(|domain| domain.trim_matches('.')).filter(|domain| !domain.is_empty());
         names.extend(domains.map(|domain| format!("{name}.{}", domain.to_ascii_lowercase())));
@@ -161,7 +166,8 @@ mod tests {
                 {"ID": 5, "Name": "twin.tail.ts.net.", "Key": key(5), "Addresses": ["100.64.0.5/32"], "Created": "2024-01-01T00:00:00Z"},
                 {"ID": 6, "Name": "twin.tail.ts.net.", "Key": key(6), "Addresses": ["100.64.0.6/32"], "Created": "2023-01-01T00:00:00Z", "Online": true},
                 {"ID": 7, "Name": "old.tail.ts.net.", "Key": key(7), "Addresses": ["100.64.0.7/32"], "Expired": true},
-                {"ID": 8, "Name": "bare", "Key": key(8), "Addresses": ["100.64.0.8/32"]}
+                {"ID": 8, "Name": "bare", "Key": key(8), "Addresses": ["100.64.0.8/32"]},
+                {"ID": 9, "Name": "ubuntu-24-04-1.tail.ts.net.", "Key": key(9), "Addresses": ["100.64.0.9/32"]}
             ],
             "DNSConfig": {"Domains": ["corp.example"], "ExtraRecords": [
                 {"Name": "db.corp.example.", "Value": "100.64.0.2"}, {"Name": "x.corp.example", "Type": "TXT", "Value": "1.2.3.4"}]}
@@ -184,6 +190,7 @@ mod tests {
             ("bare", "100.64.0.8", Some(8)),
             ("db", "100.64.0.2", Some(2)),
             ("me", "100.64.0.1", Some(1)),
+            ("Ubuntu-24.04-1", "100.64.0.9", Some(9)),
         ] {
             assert_eq!(resolve(&netmap, host), Ok((address.parse().unwrap(), peer.map(key))), "{host}");
         }
@@ -192,7 +199,7 @@ mod tests {
     #[test]
     fn names_that_lead_nowhere_say_why() {
         let netmap = sample();
-        for host in ["", ".", "nobody", "sub.a.tail.ts.net", "x", "a.tail", "é"] {
+        for host in ["", ".", "...", "24.04", "nobody", "sub.a.tail.ts.net", "x", "a.tail", "é"] {
             assert!(matches!(resolve(&netmap, host), Err(NameError::Unknown(_))), "{host}");
         }
         assert!(matches!(resolve(&netmap, "old"), Err(NameError::Refused(_, Refusal::Expired))));

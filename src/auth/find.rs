@@ -8,6 +8,7 @@ use nixtail_proto::secret::Secret;
 use zeroize::Zeroizing;
 
 use super::{AuthError, Credential};
+use nixtail_proto::credential::is_stdin;
 
 /// Bytes of a file at most. A key is a line; an id token is some KiB.
 const MAX_FILE: usize = 64 << 10;
@@ -21,12 +22,17 @@ pub fn find(flag: Option<&str>, variable: impl Fn(&str) -> Option<String>) -> Re
     Credential::find(flag, variable, read_file)
 }
 
-/// What a file holds that `from` named. It may be a pipe.
+/// What a file holds that `from` named. It may be a pipe; `-` is stdin, which holds one credential.
 pub(super) fn read_file(from: &str, path: &Path) -> Result<Secret, AuthError> {
     let failed = |source| AuthError::File { from: from.to_owned(), path: path.display().to_string(), source };
     let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_FILE + 1));
     let limit = u64::try_from(MAX_FILE).unwrap_or(u64::MAX) + 1;
-    File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)).map_err(failed)?;
+    let read = if is_stdin(path) {
+        io::stdin().take(limit).read_to_end(&mut bytes)
+    } else {
+        File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes))
+    };
+    read.map_err(failed)?;
     if bytes.len() > MAX_FILE {
         return Err(failed(io::Error::new(io::ErrorKind::FileTooLarge, "it is too long")));
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::Method;
-use nixtail_proto::run::Told;
+use nixtail_proto::run::{End, Told};
 
 use super::builder_nix::NixArgs;
 use super::duration::parse_duration;
@@ -30,6 +30,9 @@ pub(super) struct Args {
     /// End after so long without a coordinator; 0 waits for ever.
     #[arg(long, value_name = "TIME", default_value = "300s", value_parser = parse_duration)]
     idle_timeout: Duration,
+    /// How to end where no coordinator came within that time: `failure` is exit code 75.
+    #[arg(long, value_name = "END", default_value = "success")]
+    unclaimed: Unclaimed,
     /// How long running builds may go on when this builder is told to end; no new ones are taken meanwhile [default: 30s
     /// after SIGTERM, 0 after SIGINT, SIGHUP and `nixtail down`].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
@@ -45,6 +48,13 @@ pub(super) struct Args {
     speed_factor: Option<f64>,
     #[command(flatten)]
     nix: NixArgs,
+}
+
+/// What it means that nobody needed this builder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Unclaimed {
+    Success,
+    Failure,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -102,7 +112,13 @@ impl Role for Serving<'_> {
     async fn finished(&mut self) -> Result<(), Failure> {
         let Some(builder) = &self.builder else { return Ok(()) };
         let end = builder.ended().await;
-        super::say(&format!("the builder ends: {end}"));
+        let ending = format!("the builder ends: {end}");
+        if matches!(end, End::Idle(_)) && self.args.unclaimed == Unclaimed::Failure {
+            return Err(
+                Failure::new(Exit::TryAgain, ending).next("look at the coordinator's log; --idle-timeout waits longer")
+            );
+        }
+        super::say(&ending);
         Ok(())
     }
 

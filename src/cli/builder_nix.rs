@@ -43,7 +43,7 @@ pub(super) struct NixArgs {
     /// End a build that writes nothing for so long [default: nix.conf's].
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     max_silent_time: Option<Duration>,
-    /// More lines for the builder's Nix, as in nix.conf; they win against all but `builders`.
+    /// More lines for the builder's Nix, as in nix.conf, or `file:PATH` of a file with them; they win against all but `builders`.
     #[arg(long, value_name = "LINES", default_value = "", hide_default_value = true)]
     extra_nix_config: String,
     /// Don't join, and take no builds, with less free disk where the store is [default: 1GiB].
@@ -99,13 +99,22 @@ impl NixArgs {
                 cores: self.cores,
                 timeout: self.build_timeout,
                 max_silent_time: self.max_silent_time,
-                lines: self.extra_nix_config.clone(),
+                lines: self.extra_lines()?,
             },
             min_free_disk: self.min_free_disk(),
         };
         inspect(request).await.map_err(|error| {
             Failure::new(Exit::Configuration, format!("this machine can't be a builder: {error}"))
                 .next("run `nix-store --version` and `nix-build` here by hand; --nix-daemon and --store name another Nix or store")
+        })
+    }
+
+    /// The lines for nix.conf. They may hold access tokens, which no command line should: hence the file.
+    fn extra_lines(&self) -> Result<String, Failure> {
+        let Some(path) = self.extra_nix_config.strip_prefix("file:") else { return Ok(self.extra_nix_config.clone()) };
+        std::fs::read_to_string(path).map_err(|error| {
+            Failure::new(Exit::Configuration, format!("--extra-nix-config: {path} can't be read: {error}"))
+                .next("name a file of lines as in nix.conf, or give the lines themselves")
         })
     }
 

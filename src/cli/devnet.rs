@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nixtail_devnet::{AuthKeyOptions, Config, Crowd, Devnet, DevnetError, Policy};
+use nixtail_devnet::{AuthKeyOptions, Config, Crowd, Devnet, DevnetError, OauthClient, Policy};
 
 use super::{print, print_json, runtime, session};
 use crate::local::SCHEMA;
@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// Who may reach and log in where, as a Tailscale policy file (HuJSON): grants, acls, ssh, tagOwners, groups, hosts.
     #[arg(long, value_name = "FILE", conflicts_with = "allow_all")]
     policy: Option<PathBuf>,
-    /// The tags that the key's nodes have, separated by commas or spaces.
+    /// The tags that the key's nodes have, and may ask for with the OAuth client's secret, separated by commas or spaces.
     #[arg(long, value_name = "TAGS")]
     tags: Option<String>,
     /// Put so many made-up nodes into the tailnet, too: as large in a netmap as real ones, and never there.
@@ -46,6 +46,7 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         let config =
             Config { listen: args.listen, force: args.force, control_port: args.port, policy, ..Config::default() };
         let devnet = Devnet::start(config).await.map_err(|error| refused(&error))?;
+        let client_tags = tags.clone();
         let options = AuthKeyOptions { reusable: true, ephemeral: true, tags, ..AuthKeyOptions::default() };
         let key = devnet.add_auth_key(options).map_err(|error| refused(&error))?;
         let crowd = Crowd { count: args.crowd, ..Crowd::default() };
@@ -53,7 +54,10 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         // The key is this command's answer: it opens a tailnet that ends with this process.
         let (url, key) = (devnet.url(), key.expose());
         if args.json {
-            print_json(&serde_json::json!({ "schema": SCHEMA, "login_server": url, "auth_key": key }))?;
+            let secret = client_secret(&devnet, client_tags)?;
+            print_json(&serde_json::json!({
+                "schema": SCHEMA, "login_server": url, "auth_key": key, "client_secret": secret,
+            }))?;
         } else {
             super::say(&"this tailnet is for tests; it ends with this process");
             print(&format!("ready TS_CONTROL_URL={url} TS_AUTHKEY={key}"))?;
@@ -62,6 +66,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         devnet.shutdown().await;
         Ok(())
     })
+}
+
+/// The secret of an OAuth client for these tags, which says where its API is.
+fn client_secret(devnet: &Devnet, tags: Vec<String>) -> Result<Option<String>, Failure> {
+    if tags.is_empty() {
+        return Ok(None);
+    }
+    let client = OauthClient { scopes: vec!["auth_keys".to_owned()], tags };
+    let secret = devnet.add_oauth_client(client).map_err(|error| refused(&error))?;
+    Ok(Some(format!("{}?baseURL={}", secret.expose(), devnet.url())))
 }
 
 fn policy(args: &Args) -> Result<Policy, Failure> {

@@ -19,8 +19,8 @@ const DEFAULT_LOGIN_SERVER: &str = "https://controlplane.tailscale.com";
 /// The flags of every command that joins.
 #[derive(clap::Args)]
 pub(super) struct JoinArgs {
-    /// What to log in with: an auth key or an OAuth client's secret, or `file:PATH` of a file that holds it [env: TS_AUTHKEY;
-    /// TS_CLIENT_SECRET; TS_CLIENT_ID with TS_ID_TOKEN, or with TS_AUDIENCE on GitHub; each also as NAME_FILE].
+    /// What to log in with: an auth key or an OAuth client's secret, or `file:PATH` of a file that holds it, `file:-` for stdin
+    /// [env: TS_AUTHKEY; TS_CLIENT_SECRET; TS_CLIENT_ID with TS_ID_TOKEN, or with TS_AUDIENCE on GitHub; each also as NAME_FILE].
     #[arg(long, value_name = "KEY")]
     auth_key: Option<String>,
     /// The control server.

@@ -450,11 +450,18 @@ impl Coordinator {
         }
         let listed: BTreeSet<String> = self.builders.ready().map(str::to_owned).collect();
         for name in self.listed.difference(&listed) {
-            tracing::warn!(builder = %name, "is gone; Nix is told of it no more");
-            self.monitor.end(name, "it is ready no more");
             let standing =
                 self.builders.standings().find(|(other, _)| *other == name).map(|(_, standing)| standing.to_string());
-            self.prover.withdraw(name, &no_longer_ready(&standing.unwrap_or_default()));
+            let standing = standing.unwrap_or_default();
+            if self.builders.is_stopped() {
+                // What was told to end hasn't gone wrong.
+                tracing::info!(builder = %name, "was told to end; Nix is told of it no more");
+                self.monitor.end(name, &standing);
+            } else {
+                tracing::warn!(builder = %name, "is gone; Nix is told of it no more");
+                self.monitor.end(name, "it is ready no more");
+            }
+            self.prover.withdraw(name, &no_longer_ready(&standing));
         }
         for name in listed.difference(&self.listed) {
             let known = self.known.get(name);

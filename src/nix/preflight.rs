@@ -13,6 +13,8 @@ use super::store::{Opened, StoreAccess, StoreConfig};
 /// The least free disk where the store is, unless `--min-free-disk` says otherwise: enough for the inputs of one ordinary build
 /// and its output; below it, Nix fails in the middle of a copy and calls it a lost connection.
 pub const MIN_FREE_DISK: u64 = 1 << 30;
+/// The name that logins have where none of this machine's users is meant; the Action's have it.
+const LOGIN_OF_NOBODY: &str = "nix";
 
 /// So many times the least free disk is little.
 const LITTLE: u64 = 4;
@@ -276,8 +278,8 @@ fn namespaces_refused(words: &str) -> Problem {
 
 fn warnings(evidence: &Evidence<'_>) -> Vec<Problem> {
     let mut found = Vec::new();
-    if !evidence.login_exists {
-        let login = evidence.login;
+    let login = evidence.login;
+    if !evidence.login_exists && login != LOGIN_OF_NOBODY {
         found.push(Problem::new(
             ProblemKind::NoSuchLogin,
             format!("there is no user {login} on this machine"),

@@ -27,7 +27,7 @@ pub use error::CredentialError;
 pub use parse::id_token;
 pub use refusal::advice;
 pub(crate) use refusal::is_used_up;
-pub use source::variables;
+pub use source::{is_stdin, variables};
 
 use crate::secret::Secret;
 

@@ -8,6 +8,8 @@ use crate::secret::Secret;
 
 /// A value that begins so names a file.
 const FILE_PREFIX: &str = "file:";
+/// The file that is stdin.
+const STDIN: &str = "-";
 /// The flag.
 const FLAG: &str = "--auth-key";
 /// The variables that a credential comes from, each also with this behind its name.
@@ -16,6 +18,12 @@ const NAMES: [&str; 6] =
 const FILE_SUFFIX: &str = "_FILE";
 /// What GitHub gives a job that may ask for tokens.
 const GITHUB: (&str, &str) = ("ACTIONS_ID_TOKEN_REQUEST_URL", "ACTIONS_ID_TOKEN_REQUEST_TOKEN");
+
+/// Whether what `file:PATH` names is stdin, which can be read only once.
+#[must_use]
+pub fn is_stdin(path: &Path) -> bool {
+    path == Path::new(STDIN)
+}
 
 /// Every variable that [`Credential::find`] heeds: what no child of ours has any business with.
 pub fn variables() -> impl Iterator<Item = String> {
@@ -30,8 +38,8 @@ impl Credential {
     /// * `TS_CLIENT_SECRET`: an OAuth secret;
     /// * `TS_CLIENT_ID` with `TS_ID_TOKEN`, or with `TS_AUDIENCE` on GitHub: a workload identity.
     ///
-    /// Each also with `_FILE` behind its name; a value `file:PATH` names a file as well. `variable` looks a variable up,
-    /// `read` reads the file that the named flag or variable gave. `None`: there is no credential.
+    /// Each also with `_FILE` behind its name; a value `file:PATH` names a file as well, `file:-` stdin. `variable` looks a
+    /// variable up, `read` reads the file that the named flag or variable gave. `None`: there is no credential.
     ///
     /// # Errors
     /// When there are two, or one that can't be used.
@@ -106,6 +114,7 @@ impl Given {
         let token = parse::id_token(&self.from, self.read(read)?.expose())?;
         Ok(match &self.at {
             At::Here(_) => Proof::IdToken(token),
+            At::File(path) if is_stdin(path) => Proof::IdToken(token),
             At::File(path) => Proof::IdTokenFile(path.clone()),
         })
     }

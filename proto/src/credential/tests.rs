@@ -11,7 +11,7 @@ use super::*;
 
 const JWT: &str = "aGVhZA.Ym9keQ.c2ln";
 
-/// What is found with these variables, where the file `/key` holds `from-file`, `/jwt` a JWT, and no other exists.
+/// What is found with these variables, where the file `/key` holds `from-file`, `/jwt` and stdin a JWT, and no other exists.
 fn find(flag: Option<&str>, variables: &[(&str, &str)]) -> Result<Option<Credential>, CredentialError> {
     let variables: BTreeMap<_, _> = variables.iter().copied().collect();
     Credential::find(
@@ -19,7 +19,7 @@ fn find(flag: Option<&str>, variables: &[(&str, &str)]) -> Result<Option<Credent
         |name| variables.get(name).map(|value| (*value).to_owned()),
         |from, path: &Path| match path.to_str() {
             Some("/key") => Ok(Secret::new("from-file\n".to_owned())),
-            Some("/jwt") => Ok(Secret::new(format!("{JWT}\n"))),
+            Some("/jwt" | "-") => Ok(Secret::new(format!("{JWT}\n"))),
             _ => Err(CredentialError::Unread { from: from.to_owned() }),
         },
     )
@@ -86,6 +86,8 @@ fn a_workload_identity_has_an_id_and_a_proof() {
     };
     assert_eq!(proof(&[("TS_ID_TOKEN", JWT)]).unwrap(), Proof::IdToken(Secret::new(JWT.to_owned())));
     assert_eq!(proof(&[("TS_ID_TOKEN", "file:/jwt")]).unwrap(), Proof::IdTokenFile("/jwt".into()));
+    // It can't be read anew.
+    assert_eq!(proof(&[("TS_ID_TOKEN", "file:-")]).unwrap(), Proof::IdToken(Secret::new(JWT.to_owned())));
     assert_eq!(proof(&[("TS_ID_TOKEN_FILE", "/jwt")]).unwrap(), Proof::IdTokenFile("/jwt".into()));
     let (url, bearer) = ("https://token.example/?api-version=2.0", "hush");
     let github = [("ACTIONS_ID_TOKEN_REQUEST_URL", url), ("ACTIONS_ID_TOKEN_REQUEST_TOKEN", bearer)];

@@ -338,7 +338,7 @@ fn who_wants_no_run_takes_none_of_a_runs_builders() {
 }
 
 #[test]
-fn a_runs_name_stands_behind_one_word_at_the_most() {
+fn a_runs_name_stands_behind_one_word_or_what_the_action_writes() {
     for (node, run, wanted) in [
         ("nb-77-1-0", "77-1", true),
         ("nb-77-1-0", "77", true),
@@ -347,6 +347,8 @@ fn a_runs_name_stands_behind_one_word_at_the_most() {
         ("nb-77-10-3", "77-1", false),
         ("nb-77-1", "77-1", false),
         ("nb-my-run-0", "My_Run", true),
+        ("nix-builder-77-1-build-0", "77-1", true),
+        ("nix-builder-77-1-build-0", "1", false),
         ("b1", "77", false),
     ] {
         assert_eq!(carries_run(node, run), wanted, "{node} {run}");

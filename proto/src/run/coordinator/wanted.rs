@@ -76,14 +76,18 @@ pub fn check_run_name(name: &str) -> Result<(), RunNameError> {
     Err(RunNameError(name.chars().take(MAX_RUN_NAME).collect()))
 }
 
-/// Whether a node's name carries a run: `RUN-…` or `PREFIX-RUN-…`, where the prefix is one word.
+/// What the Action calls its builders, before the run.
+const ACTION_PREFIX: &str = "nix-builder-";
+
+/// Whether a node's name carries a run: `RUN-…`, `PREFIX-RUN-…`, where the prefix is one word, or `nix-builder-RUN-…`.
 ///
-/// The prefix must not hold a hyphen: else run `1` would be found in `ci-77-1-3`, which is of run `77`.
+/// Any other prefix must not hold a hyphen: else run `1` would be found in `ci-77-1-3`, which is of run `77`.
 #[must_use]
 pub fn carries_run(node: &str, run: &str) -> bool {
     let run = names::valid_hostname(run);
     let begins = |name: &str| name.strip_prefix(run.as_str()).is_some_and(|rest| rest.starts_with('-'));
-    begins(node) || node.split_once('-').is_some_and(|(_, rest)| begins(rest))
+    let behind_word = node.split_once('-').map(|(_, rest)| rest);
+    [Some(node), behind_word, node.strip_prefix(ACTION_PREFIX)].into_iter().flatten().any(begins)
 }
 
 impl Wanted {
