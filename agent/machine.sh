@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# machine: which of action.yml's steps suit this machine. Reads FREE_DISK_SPACE, INSTALL_NIX and CACHE, the inputs of those names.
+set -euo pipefail
+
+say() { echo "nixtail: $*"; }
+tell() { echo "$1=$2" >>"$GITHUB_OUTPUT"; }
+
+# Each prints why not, and nothing where all is well.
+why_no_disk_space() {
+  if [ "$FREE_DISK_SPACE" != true ]; then
+    echo "it isn't wanted"
+  elif [ "${RUNNER_OS:-}" != Linux ] || [ "${RUNNER_ENVIRONMENT:-}" != github-hosted ]; then
+    echo "this is none of GitHub's Linux machines"
+  elif [ ! -d /run/systemd/system ]; then
+    echo "this is a container"
+  elif [ -e /nix ]; then
+    echo "/nix is there already"
+  elif [ "$(lsb_release -is 2>/dev/null)" != Ubuntu ]; then
+    echo "this isn't Ubuntu"
+  elif ! sudo -n true 2>/dev/null; then
+    echo "sudo asks for a password here"
+  fi
+}
+
+why_no_nix() {
+  if type -p nix >/dev/null; then
+    echo "$(type -p nix) is there already"
+  elif [ "$INSTALL_NIX" != true ]; then
+    echo "it isn't wanted"
+  fi
+}
+
+no_disk_space=$(why_no_disk_space)
+no_nix=$(why_no_nix)
+# With an own Nix there is no room to make for one.
+if [ -n "$no_nix" ] && [ -z "$no_disk_space" ]; then no_disk_space="Nix isn't installed here by this step"; fi
+
+if [ -n "$no_disk_space" ]; then say "makes no room on the disk: $no_disk_space"; fi
+if [ -n "$no_nix" ]; then say "installs no Nix: $no_nix"; fi
+tell free-disk-space "$([ -z "$no_disk_space" ] && echo true || echo false)"
+tell install-nix "$([ -z "$no_nix" ] && echo true || echo false)"
+tell nix-was-there "$(type -p nix >/dev/null && echo true || echo false)"
+tell cache "$([ "$CACHE" = true ] && echo true || echo false)"
