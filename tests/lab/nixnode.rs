@@ -1,7 +1,8 @@
 //! "Machines" with a Nix each, on this one: mount and pid namespaces with an own `/nix`, `/etc/nix`, `/home`, `/tmp` and users,
 //! on this machine's own programs or on a side root's (`scripts/nix-roots`), which has another version of Nix.
 //!
-//! They share the network with the test, so that loopback is where headscale is. Only root can make them.
+//! They share the network with the test, so that loopback is where headscale is, or have a loopback of their own and nothing
+//! else. Only root can make them.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -45,8 +46,18 @@ pub enum User {
     Bob,
 }
 
+/// Which network a node is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    /// The test's.
+    Shared,
+    /// A loopback of its own.
+    Alone,
+}
+
 /// A machine of its own, as far as Nix can tell.
 pub struct NixNode {
+    network: Network,
     init: Process,
     name: String,
     folder: PathBuf,
@@ -121,6 +132,15 @@ impl User {
 impl NixNode {
     /// Starts one that keeps all its files in `folder/name`; `nix_conf` is its `/etc/nix/nix.conf`.
     pub fn start(folder: &Path, name: &str, root: &Root, nix_conf: &str) -> Self {
+        Self::start_in(folder, name, root, nix_conf, Network::Shared)
+    }
+
+    /// As [`Self::start`], with no network but a loopback of its own: what runs in it reaches nobody.
+    pub fn start_alone(folder: &Path, name: &str, root: &Root, nix_conf: &str) -> Self {
+        Self::start_in(folder, name, root, nix_conf, Network::Alone)
+    }
+
+    fn start_in(folder: &Path, name: &str, root: &Root, nix_conf: &str, network: Network) -> Self {
         let folder = folder.join(name);
         for (place, mode) in [("nix", 0o755), ("etc/nix", 0o755), ("home", 0o755), ("root", 0o700), ("tmp", 0o1777)] {
             fs::create_dir_all(folder.join(place)).expect("make a node's folder");
@@ -136,7 +156,10 @@ impl NixNode {
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/nixnode.sh");
         let pid_file = folder.join("pid");
-        let start = "exec unshare --mount --pid --fork --kill-child bash \"$@\" 3>\"$0\"";
+        let start = match network {
+            Network::Shared => "exec unshare --mount --pid --fork --kill-child bash \"$@\" 3>\"$0\"",
+            Network::Alone => "exec unshare --mount --pid --net --fork --kill-child bash \"$@\" alone 3>\"$0\"",
+        };
         let paths = [&pid_file, &script, &root.path, &folder, &program()].map(|path| path.display().to_string());
         let args = ["-c", start].map(str::to_owned).into_iter().chain(paths);
         let mut init = Process::start(name, Path::new("bash"), args, [], &folder.join("log"));
@@ -144,7 +167,7 @@ impl NixNode {
             assert!(init.ended().is_none(), "the node {name} could not be made:\n{}", init.log());
             fs::read_to_string(&pid_file).ok()?.trim().parse().ok()
         });
-        Self { init, name: name.to_owned(), folder, pid }
+        Self { network, init, name: name.to_owned(), folder, pid }
     }
 
     /// Where `inside`, a path as the node sees it below `/nix`, `/etc/nix`, `/etc/ssh`, `/home`, `/root` or `/tmp`, is for the test.
@@ -236,7 +259,9 @@ impl NixNode {
         environment: &[(&str, &str)],
     ) -> Vec<String> {
         let (id, pid) = (user.id().to_string(), self.pid.to_string());
-        let mut args: Vec<String> = ["--target", &pid, "--mount", "--pid", "--"].map(str::to_owned).into();
+        let mut args: Vec<String> = ["--target", &pid, "--mount", "--pid"].map(str::to_owned).into();
+        args.extend((self.network == Network::Alone).then(|| "--net".to_owned()));
+        args.push("--".to_owned());
         args.extend(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"].map(str::to_owned));
         args.extend(["--pdeathsig", "KILL", "--", "env", "-i"].map(str::to_owned));
         args.extend([

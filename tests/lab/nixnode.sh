@@ -1,7 +1,8 @@
 # The first process of a node (see nixnode.rs), in mount and pid namespaces of its own: puts a root together in which all
 # that a Nix and its users write is the node's, and waits in it. Nothing of the machine, or of a side root, can be written.
-# Arguments: the root to stand on, the node's folder, the nixtail to offer there.
+# Arguments: the root to stand on, the node's folder, the nixtail to offer there, and `alone` in a network namespace of its own.
 set -euo pipefail
+[ "${4:-}" != alone ] || ip link set lo up
 root=$1 folder=$2 nixtail=$3 at=$2/mnt
 # Our own number as the machine counts: its /proc is still there.
 read -r pid _ </proc/self/stat

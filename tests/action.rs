@@ -1,0 +1,85 @@
+//! The GitHub Action as workflows use it, run by act in host mode: two builders and a coordinator as parallel jobs on a devnet.
+//!
+//! All of it is in a machine of its own ([`lab::nixnode`]): as an ordinary user, with no network but a loopback, a home that is
+//! thrown away, and nothing of this machine to write to. Steps that clean disks, install Nix or use GitHub's cache are stubs
+//! (`tests/action/stubs`). Only root can make the machine.
+#![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
+
+mod lab;
+#[path = "action/stage.rs"]
+mod stage;
+
+use std::time::Duration;
+
+use stage::{Ended, Stage};
+
+/// How long a workflow may take here that takes some ten seconds.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the repository's package holds.
+const TOP: &str = "15";
+
+#[test]
+fn two_builders_and_a_coordinator_build_and_leave_nothing() {
+    let Some(stage) = Stage::start() else { return };
+    let ended = stage.run("farm.yml", &[], PATIENCE);
+    ended.assert_succeeded(&["builder-1", "builder-2", "coordinator"]);
+    assert!(ended.log.contains(&format!("| built: {TOP}")), "{}", ended.log);
+    // Nix was missing and was installed; the cache failed, and nothing with it.
+    for job in ["builder-1", "builder-2", "coordinator"] {
+        let said = ended.of(job);
+        // Had there been no /nix, its stub would have been asked.
+        assert!(said.contains("makes no room on the disk: /nix is there already"), "{said}");
+        assert!(said.contains("stub of install-nix-action: nix"), "{said}");
+        assert!(said.contains("stub of magic-nix-cache: flakehub false"), "{said}");
+        assert!(said.contains("nixtail: nothing is left: no node, no process, no file"), "{said}");
+    }
+    let outputs = ended.json("outputs: ");
+    let builders: Vec<&str> = outputs["builders"].as_str().unwrap().split(' ').collect();
+    assert_eq!(
+        (builders.len(), &outputs["builder-count"], &outputs["systems"]),
+        (2, &"2".into(), &"x86_64-linux".into())
+    );
+    assert!(builders.iter().all(|name| name.starts_with("nix-builder-77-1-builder-")), "{outputs}");
+    assert!(outputs["hostname"].as_str().unwrap().starts_with("nix-coordinator-77-1-coordinator-"), "{outputs}");
+    assert!(outputs["ip"].as_str().unwrap().starts_with("100.64."), "{outputs}");
+    // The summary, as GitHub shows it, and as files for a later step.
+    let said = ended.of("coordinator");
+    assert!(said.contains("### 7 builds on 2 builders in ") && said.contains("```mermaid"), "{said}");
+    assert!(!said.contains("Builders that went"), "{said}");
+    for builder in builders {
+        assert!(said.contains(&format!("| `{builder}` | `x86_64-linux` |")), "{said}");
+        assert!(said.contains(&format!("section {builder}")), "both have built something: {said}");
+    }
+    assert!(said.contains("| summary.json summary.md timeline.svg"), "{said}");
+    stage.assert_nothing_left(Duration::ZERO);
+    stage.assert_no_secret_was_shown(&ended.log);
+}
+
+#[test]
+fn the_original_actions_example_runs_with_its_uses_line_changed() {
+    let Some(stage) = Stage::start() else { return };
+    let ended =
+        stage.run("setup-distributed-nix-builds.yml", &["--env", "TEST_WORKSPACE=/home/alice/repository"], PATIENCE);
+    assert_eq!(ended.code, Some(0), "{}", ended.log);
+    let said = ended.log.as_str();
+    assert!(said.matches("Job succeeded").count() == 6, "a config job, four builders, a coordinator: {said}");
+    // Names with dots are names.
+    assert!(
+        said.contains("nixtail::coordinator: ready builder=nix-builder-") && said.contains("-ubuntu-24.04-1 "),
+        "{said}"
+    );
+    assert!(said.contains("### 7 builds on 4 builders in "), "{said}");
+    stage.assert_nothing_left(Duration::ZERO);
+    stage.assert_no_secret_was_shown(&ended.log);
+}
+
+impl Ended {
+    /// Every job of these, and the workflow.
+    fn assert_succeeded(&self, jobs: &[&str]) {
+        assert_eq!(self.code, Some(0), "{}", self.log);
+        for job in jobs {
+            assert!(self.of(job).contains("Job succeeded"), "{job}: {}", self.log);
+        }
+    }
+}

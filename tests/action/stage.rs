@@ -1,0 +1,199 @@
+//! A devnet, an observer on it, and a machine that runs workflows.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::lab::nixnode::{NixNode, NixVersion, NodeProcess, User};
+use crate::lab::process::run_ok;
+use crate::lab::{self, peers, wait_for};
+
+/// What a workflow's third-party actions are here: repository, commit, folder of the stub.
+const STUBS: [(&str, &str, &str); 3] = [
+    ("wimpysworld/nothing-but-nix", "687c797a730352432950c707ab493fcc951818d7", "nothing-but-nix"),
+    ("cachix/install-nix-action", "630ae543ea3a38a9a4166f03376c02c50f408342", "install-nix-action"),
+    ("DeterminateSystems/magic-nix-cache-action", "565684385bcd71bad329742eefe8d12f2e765b39", "magic-nix-cache-action"),
+];
+/// The action, as the docs' workflows name it.
+const ACTION: &str = "nixtail/nixtail@0000000000000000000000000000000000000000";
+/// The runners that workflows ask for.
+const RUNNERS: [&str; 6] =
+    ["ubuntu-24.04", "ubuntu-24.04-arm", "ubuntu-slim", "macos-26-intel", "macos-26", "macos-15"];
+const HOME: &str = "/home/alice";
+/// Where the watcher writes. Jobs can't.
+const WATCHED: &str = "/root/watched";
+
+/// A tailnet of its own and a machine that runs jobs, both without any network.
+pub(crate) struct Stage {
+    observer: NodeProcess,
+    _watcher: NodeProcess,
+    _devnet: NodeProcess,
+    node: NixNode,
+    secret: String,
+    control: String,
+    _folder: TempDir,
+}
+
+/// How a workflow ended.
+pub(crate) struct Ended {
+    pub(crate) code: Option<i32>,
+    pub(crate) log: String,
+}
+
+impl Stage {
+    /// Starts all but a workflow. `None` when a program is missing, or nobody may make machines here.
+    pub(crate) fn start() -> Option<Self> {
+        let root = NixVersion::Own.require()?;
+        let act = peers::require("act")?;
+        for program in ["node", "git", "jq", "openssl", "busybox", "nix-daemon", "ip"] {
+            peers::require_on_path(program)?;
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let node = NixNode::start_alone(folder.path(), "runner", &root, "");
+        let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let mut prepare = Command::new("bash");
+        prepare.arg(tree.join("tests/action/prepare.sh")).args([&node.path(HOME), tree, &act]);
+        run_ok(&mut prepare, lab::PATIENCE);
+        run_ok(Command::new("chown").args(["-R", "2001:2001"]).arg(node.path(HOME)), lab::PATIENCE);
+        // As where systemd has started the machine.
+        node.run_ok(User::Root, ["mkdir", "-p", "/run/systemd/system"]);
+
+        fs::copy(tree.join("tests/action/policy.json"), node.path("/root/policy.json")).expect("copy the policy");
+        let tags = "tag:nix-ci-builder tag:nix-ci-coordinator";
+        let words = ["nixtail", "devnet", "--json", "--policy", "/root/policy.json", "--tags", tags];
+        let devnet = node.start_process(User::Root, words, &[]);
+        let told = wait_for("the devnet", lab::PATIENCE, || serde_json::from_str::<Value>(&devnet.log()).ok());
+        let text = |key: &str| told[key].as_str().expect("a text").to_owned();
+        let (control, secret) = (text("login_server"), text("client_secret"));
+        node.write(User::Alice, format!("{HOME}/secrets"), &format!("TS_OAUTH_SECRET={secret}\n"));
+
+        let words = ["nixtail", "up", "--login-server", &control, "--hostname", "observer", "--tags", "tag:observer"];
+        let environment = [("TS_AUTHKEY", secret.as_str()), ("CI", "true"), ("NIXTAIL_SOCKET", "/root/observer.sock")];
+        let mut observer = node.start_process(User::Root, words, &environment);
+        observer.wait_for_line("ready ", lab::PATIENCE);
+
+        fs::copy(tree.join("tests/action/watch.sh"), node.path("/root/watch.sh")).expect("copy a script");
+        let cache = format!("{HOME}/.cache");
+        let words = ["bash", "/root/watch.sh", "2001", WATCHED, "/tmp", &cache, &format!("{HOME}/report")];
+        let watcher = node.start_process(User::Root, words, &[]);
+        Some(Self { observer, _watcher: watcher, _devnet: devnet, node, secret, control, _folder: folder })
+    }
+
+    /// Starts a workflow of the repository's.
+    pub(crate) fn act(&self, workflow: &str, more: &[&str]) -> NodeProcess {
+        let mut words: Vec<String> =
+            ["act", "workflow_dispatch", "-C", &format!("{HOME}/repository"), "-W"].map(str::to_owned).into();
+        words.push(format!(".github/workflows/{workflow}"));
+        // Without these two it asks which of its addresses others reach, and fails where there is none.
+        words.extend(["--no-cache-server", "--artifact-server-addr", "127.0.0.1"].map(str::to_owned));
+        words.extend(["--concurrent-jobs", "16", "--secret-file", &format!("{HOME}/secrets")].map(str::to_owned));
+        words.extend(RUNNERS.map(|runner| format!("--platform={runner}=-self-hosted")));
+        words.push(format!("--local-repository={ACTION}={HOME}/action"));
+        words.extend(
+            STUBS.map(|(name, commit, folder)| format!("--local-repository={name}@{commit}={HOME}/stubs/{folder}")),
+        );
+        let control = format!("TS_CONTROL_URL={}", self.control);
+        for variable in ["RUNNER_ENVIRONMENT=github-hosted", "GITHUB_RUN_ID=77", "REPORT=/home/alice/report", &control]
+        {
+            words.push(format!("--env={variable}"));
+        }
+        // act takes the last of two.
+        if !more.iter().any(|word| word.starts_with("GITHUB_RUN_ATTEMPT=")) {
+            words.push("--env=GITHUB_RUN_ATTEMPT=1".to_owned());
+        }
+        words.extend(more.iter().map(|word| (*word).to_owned()));
+        let path = format!("{HOME}/bin");
+        self.node.start_process(User::Alice, words.iter().map(String::as_str), &[("PATH", &path)])
+    }
+
+    /// Runs a workflow to its end.
+    pub(crate) fn run(&self, workflow: &str, more: &[&str], patience: Duration) -> Ended {
+        let mut act = self.act(workflow, more);
+        let code = act.wait(patience).code();
+        Ended { code, log: readable(&act.log()) }
+    }
+
+    /// The names of the tailnet's nodes, as one of them sees it.
+    pub(crate) fn nodes(&self) -> Vec<String> {
+        let words = ["nixtail", "status", "--json", "--socket", "/root/observer.sock"];
+        let status: Value = serde_json::from_str(&self.node.run_ok(User::Root, words)).expect("the observer's status");
+        let names = status["peers"].as_array().expect("peers").iter().filter_map(|peer| peer["name"].as_str());
+        names.map(str::to_owned).collect()
+    }
+
+    /// No node within `patience`, no process and no file of any job.
+    pub(crate) fn assert_nothing_left(&self, patience: Duration) {
+        let deadline = Instant::now() + patience + Duration::from_secs(2);
+        loop {
+            let (nodes, processes) = (self.nodes(), self.processes());
+            if nodes.is_empty() && processes.is_empty() {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "left after {patience:?}: {nodes:?} {processes:?}\n{}",
+                self.observer.log()
+            );
+            sleep(Duration::from_millis(200));
+        }
+        // The stub's stores stay: only root could remove what Nix has made read-only.
+        let places = format!(
+            "find /tmp {HOME}/.cache -path '*/installed-nix' -prune -o -name 'nixtail-*' -print -o -type s -print"
+        );
+        let words = ["sh", "-c", &places];
+        let files = self.node.run_ok(User::Root, words);
+        assert_eq!(files, "", "files of a job are left");
+    }
+
+    /// The command lines of what runs as the jobs' user.
+    pub(crate) fn processes(&self) -> Vec<String> {
+        // ps fails where there is none.
+        let said = self.node.run_ok(User::Root, ["sh", "-c", "ps -o args= -u 2001 || true"]);
+        said.lines().map(str::to_owned).collect()
+    }
+
+    /// Neither the workflow's secret nor a key that was made with it has been seen by others, in a log, or in a file.
+    pub(crate) fn assert_no_secret_was_shown(&self, log: &str) {
+        let watched = fs::read_to_string(self.node.path(WATCHED)).expect("what the watcher has seen");
+        assert!(watched.contains("--hostname=nix-"), "the watcher has seen an agent: {watched}");
+        assert!(watched.contains("environment of "), "the watcher has seen an environment");
+        let secret = self.secret.split('?').next().expect("a secret");
+        for (what, text) in [("the log", log), ("what others could see", &watched)] {
+            let found = text
+                .lines()
+                .find(|line| [secret, "tskey-", "privkey:", "holds a key"].iter().any(|mark| line.contains(mark)));
+            assert_eq!(found, None, "in {what}");
+        }
+    }
+}
+
+impl Ended {
+    /// The lines of one job.
+    pub(crate) fn of(&self, job: &str) -> String {
+        let mut is_its = false;
+        let lines = self.log.lines().filter(|line| {
+            // What has several lines has the job in front of the first.
+            if let Some((_, rest)) = line.split_once('/').filter(|_| line.starts_with('[')) {
+                is_its = rest.split(']').next().is_some_and(|name| name.trim_end() == job);
+            }
+            is_its
+        });
+        lines.map(|line| format!("{line}\n")).collect()
+    }
+
+    /// The JSON behind these words.
+    pub(crate) fn json(&self, words: &str) -> Value {
+        let line = self.log.lines().find_map(|line| line.split_once(&format!("| {words}")));
+        serde_json::from_str(line.expect("such a line").1).expect("JSON")
+    }
+}
+
+/// The log without what act says of itself.
+fn readable(log: &str) -> String {
+    log.lines().filter(|line| !line.contains("LocalRepositoryCache")).map(|line| format!("{line}\n")).collect()
+}
