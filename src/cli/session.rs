@@ -22,6 +22,8 @@ use crate::report::{Exit, Failure, plain};
 const CALLS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long a role may take to stop.
 const ROLE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often the process is looked for that this one is bound to.
+const BOND_INTERVAL: Duration = Duration::from_secs(2);
 /// A ping may wait this long at the most.
 const LONGEST_PING: Duration = Duration::from_secs(3600);
 
@@ -31,6 +33,9 @@ pub(super) struct Background {
     /// Return when ready, and go on in the background; its messages go to a file beside the socket.
     #[arg(long)]
     background: bool,
+    /// End when this process does: an agent that outlives the steps of a CI job ends with the runner that was to end it.
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(u32).range(2..))]
+    bound_to: Option<u32>,
     /// The background process itself: its key comes on stdin.
     #[arg(long, hide = true, conflicts_with = "background")]
     detached: bool,
@@ -85,7 +90,7 @@ pub(super) fn run(join: &JoinArgs, mode: &Background, role: impl Role) -> Result
     let bound = path.bind().map_err(|error| super::socket::refused(&error))?;
     let runtime = super::runtime()?;
     let log = mode.detached.then_some(&path);
-    let ended = runtime.block_on(live(config, bound, role, log));
+    let ended = runtime.block_on(live(config, bound, role, log, mode.bound_to));
     // Nothing that a deadline gave up may keep the process.
     runtime.shutdown_timeout(Duration::from_millis(500));
     if let (Some(log), Ok(())) = (log, &ended) {
@@ -100,9 +105,13 @@ async fn live(
     bound: BoundSocket,
     mut role: impl Role,
     log: Option<&SocketPath>,
+    bound_to: Option<u32>,
 ) -> Result<(), Failure> {
     let told = Arc::new(OnceLock::new());
     let stop = stop_on_signals_of("leaving the tailnet", Arc::clone(&told))?;
+    if let Some(process) = bound_to {
+        tokio::spawn(stop_after(process, stop.clone(), Arc::clone(&told)));
+    }
     let begun = Instant::now();
     tokio::select! {
         prepared = role.prepare(&mut config) => prepared?,
@@ -290,6 +299,19 @@ fn stop_on_signals_of(words: &'static str, told: Arc<OnceLock<Told>>) -> Result<
     Ok(stop)
 }
 
+/// Cancels `stop` when a process of this machine is gone.
+async fn stop_after(process: u32, stop: CancellationToken, told: Arc<OnceLock<Told>>) {
+    let id = i32::try_from(process).ok().and_then(rustix::process::Pid::from_raw);
+    // One of another user's is there, too: that is told as a refusal.
+    while id.is_some_and(|id| rustix::process::test_kill_process(id) != Err(rustix::io::Errno::SRCH)) {
+        tokio::time::sleep(BOND_INTERVAL).await;
+    }
+    super::say(&format_args!("process {process} has ended, which this one is bound to: leaving the tailnet"));
+    // Where a signal came first, that is the reason.
+    let _ = told.set(Told::Unbound);
+    stop.cancel();
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -320,6 +342,20 @@ mod tests {
         assert_eq!(stop_in_time(&mut Ending(Duration::ZERO, bad()), long).await, bad());
         let late = stop_in_time(&mut Ending(long, Ok(())), Duration::from_millis(1)).await;
         assert_eq!(late.unwrap_err().exit, Exit::Timeout);
+    }
+
+    #[tokio::test]
+    async fn who_is_bound_to_a_process_ends_with_it() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (stop, told) = (CancellationToken::new(), Arc::default());
+        let watching = tokio::spawn(stop_after(child.id(), stop.clone(), Arc::clone(&told)));
+        tokio::time::sleep(BOND_INTERVAL / 10).await;
+        assert!(!stop.is_cancelled());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        watching.await.unwrap();
+        assert!(stop.is_cancelled());
+        assert_eq!(told.get(), Some(&Told::Unbound));
     }
 
     #[test]

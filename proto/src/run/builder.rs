@@ -97,6 +97,8 @@ pub enum Told {
     HangUp,
     /// `nixtail down`.
     Down,
+    /// The process that it is bound to is gone.
+    Unbound,
 }
 
 impl fmt::Display for End {
@@ -115,6 +117,7 @@ impl fmt::Display for End {
             Self::Told(Told::Interrupt) => f.write_str("it got SIGINT"),
             Self::Told(Told::HangUp) => f.write_str("it got SIGHUP"),
             Self::Told(Told::Down) => f.write_str("`nixtail down` ended it"),
+            Self::Told(Told::Unbound) => f.write_str("the process that it is bound to has ended"),
         }
     }
 }
