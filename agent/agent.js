@@ -72,12 +72,19 @@ class Agent {
 
 /** Follows a file that grows: each call of `look` gives the lines that are new and whole, the last one at the end, too. */
 class Follower {
-  #at = 0;
+  #at;
   #rest = '';
   #decoder = new TextDecoder();
 
-  constructor(file) {
+  /** @param {number} from what stands before this byte isn't new */
+  constructor(file, from = 0) {
     this.file = file;
+    this.#at = from;
+  }
+
+  /** Up to which byte all lines were given. */
+  get seen() {
+    return this.#at;
   }
 
   look({ isLast = false } = {}) {

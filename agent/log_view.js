@@ -7,8 +7,9 @@ const { Follower } = require('./agent');
 const IMPORTANT = /^nixtail: | WARN | ERROR /;
 
 class LogView {
-  constructor(file, mode, title, commands) {
-    this.follower = new Follower(file);
+  /** @param {number} from what stands before this byte was shown before */
+  constructor(file, mode, title, commands, from = 0) {
+    this.follower = new Follower(file, from);
     this.isQuiet = mode === 'quiet';
     this.quote = commands.quote(mode === 'grouped' ? title : '');
   }
@@ -25,9 +26,11 @@ class LogView {
     this.quote.aside(tell);
   }
 
+  /** @returns {number} up to where it was shown */
   end() {
     this.look({ isLast: true });
     this.quote.end();
+    return this.follower.seen;
   }
 }
 

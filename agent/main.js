@@ -44,7 +44,9 @@ async function main({ env = process.env, commands = new Commands() } = {}) {
   files.state('role', inputs.role);
   const binary = await findBinary(inputs, folder.bin, { commands, env });
   if (inputs.extraNixConfig && inputs.role === 'builder') fs.writeFileSync(folder.nixConfig, `${inputs.extraNixConfig}\n`, { mode: 0o600 });
-  const agent = Agent.start(binary, agentArguments(inputs, folder, { credential, env }), {
+  // The runner's process for this job. In a container it can't be seen from here; there the container ends with the job.
+  const bond = process.ppid > 1 ? [`--bound-to=${process.ppid}`] : [];
+  const agent = Agent.start(binary, [...agentArguments(inputs, folder, { credential, env }), ...bond], {
     folder,
     env: agentEnvironment(env, credential.env),
     stdin: credential.stdin,
@@ -57,11 +59,15 @@ async function main({ env = process.env, commands = new Commands() } = {}) {
     // It has read it.
     fs.rmSync(folder.nixConfig, { force: true });
     if (line !== null) {
-      await publish(binary, { inputs, folder, files, env });
+      await publish(binary, { inputs, folder, files, env }).catch(async (error) => {
+        // Told to end, or ended, it answers nothing any more: that is the reason.
+        if (!agent.told && !agent.end) throw error;
+        await agent.wait(() => view.look());
+      });
       if (inputs.role === 'builder' && !inputs.background) await agent.wait(() => view.look());
     }
   } finally {
-    view.end();
+    files.state('shown', view.end());
   }
   if (agent.end) return ended(agent, { inputs, folder, files, env, interrupted: interrupted() });
   commands.say(line);
@@ -110,8 +116,9 @@ async function ready(agent, view, inputs, env) {
 
 /** Outputs, variables and programs for the steps that come. */
 async function publish(binary, { inputs, folder, files, env }) {
-  const { stdout } = await ask(binary, ['status', '--json'], folder, { env: agentEnvironment(env), timeout: 30_000 });
-  const status = JSON.parse(stdout);
+  const asked = await ask(binary, ['status', '--json'], folder, { env: agentEnvironment(env), timeout: 30_000 });
+  if (asked.code !== 0) throw new Failure(`the agent doesn't answer: ${lastWords(asked.stderr)?.message ?? asked.error.message}`, 'Its log is above.');
+  const status = JSON.parse(asked.stdout);
   const builders = (status.builders ?? []).filter((builder) => builder.ready);
   // Names come from the tailnet: one line each, whatever is in them.
   const hostname = harmless(status.self.dns_name);

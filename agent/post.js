@@ -22,9 +22,8 @@ async function post({ env = process.env, commands = new Commands() } = {}) {
   const folder = new Folder(root);
   const binary = path.join(folder.bin, 'nixtail');
   const call = (words, timeout) => ask(binary, words, folder, { env: agentEnvironment(env), timeout });
-  const view = new LogView(folder.log, env['INPUT_LOG-MODE'] || 'grouped', `nixtail ${role}, at its end`, commands);
-  // What it wrote until now was shown, or nobody asked for it.
-  if (role === 'builder') view.follower.look();
+  // From where the step has left off.
+  const view = new LogView(folder.log, env['INPUT_LOG-MODE'] || 'grouped', `nixtail ${role}, at its end`, commands, Number(env.STATE_shown) || 0);
   const told = [];
   if (fs.existsSync(folder.socket)) {
     if (role === 'coordinator') {
