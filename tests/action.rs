@@ -8,6 +8,8 @@
 mod lab;
 #[path = "action/stage.rs"]
 mod stage;
+#[path = "action/troubles.rs"]
+mod troubles;
 
 use std::time::Duration;
 
@@ -23,15 +25,15 @@ const TOP: &str = "15";
 fn two_builders_and_a_coordinator_build_and_leave_nothing() {
     let Some(stage) = Stage::start() else { return };
     let ended = stage.run("farm.yml", &[], PATIENCE);
-    ended.assert_succeeded(&["builder-1", "builder-2", "coordinator"]);
+    ended.assert_succeeded(&["Builder 1", "Builder 2", "Build"]);
     assert!(ended.log.contains(&format!("| built: {TOP}")), "{}", ended.log);
     // Nix was missing and was installed; the cache failed, and nothing with it.
-    for job in ["builder-1", "builder-2", "coordinator"] {
+    for job in ["Builder 1", "Builder 2", "Build"] {
         let said = ended.of(job);
         // Had there been no /nix, its stub would have been asked.
         assert!(said.contains("makes no room on the disk: /nix is there already"), "{said}");
         assert!(said.contains("stub of install-nix-action: nix"), "{said}");
-        assert!(said.contains("stub of magic-nix-cache: flakehub false"), "{said}");
+        assert!(said.contains("Failure - Main Use the workflow's cache"), "{said}");
         assert!(said.contains("nixtail: nothing is left: no node, no process, no file"), "{said}");
     }
     let outputs = ended.json("outputs: ");
@@ -44,14 +46,14 @@ fn two_builders_and_a_coordinator_build_and_leave_nothing() {
     assert!(outputs["hostname"].as_str().unwrap().starts_with("nix-coordinator-77-1-coordinator-"), "{outputs}");
     assert!(outputs["ip"].as_str().unwrap().starts_with("100.64."), "{outputs}");
     // The summary, as GitHub shows it, and as files for a later step.
-    let said = ended.of("coordinator");
+    let said = ended.of("Build");
     assert!(said.contains("### 7 builds on 2 builders in ") && said.contains("```mermaid"), "{said}");
     assert!(!said.contains("Builders that went"), "{said}");
     for builder in builders {
         assert!(said.contains(&format!("| `{builder}` | `x86_64-linux` |")), "{said}");
         assert!(said.contains(&format!("section {builder}")), "both have built something: {said}");
     }
-    assert!(said.contains("| summary.json summary.md timeline.svg"), "{said}");
+    assert!(said.contains("| files: summary.json summary.md timeline.svg"), "{said}");
     stage.assert_nothing_left(Duration::ZERO);
     stage.assert_no_secret_was_shown(&ended.log);
 }

@@ -25,6 +25,8 @@ const ACTION: &str = "nixtail/nixtail@0000000000000000000000000000000000000000";
 const RUNNERS: [&str; 6] =
     ["ubuntu-24.04", "ubuntu-24.04-arm", "ubuntu-slim", "macos-26-intel", "macos-26", "macos-15"];
 const HOME: &str = "/home/alice";
+/// How long a thing may take to happen that takes seconds.
+const WAITING: Duration = Duration::from_secs(90);
 /// Where the watcher writes. Jobs can't.
 const WATCHED: &str = "/root/watched";
 
@@ -118,6 +120,60 @@ impl Stage {
         Ended { code, log: readable(&act.log()) }
     }
 
+    /// Waits for a workflow's end.
+    pub(crate) fn finish(&self, act: &mut NodeProcess, patience: Duration) -> Ended {
+        let code = act.wait(patience).code();
+        Ended { code, log: readable(&act.log()) }
+    }
+
+    /// Waits until a workflow has said this.
+    pub(crate) fn wait_for_log(&self, act: &NodeProcess, words: &str) {
+        let look = || act.log().contains(words).then_some(());
+        wait_for(words, WAITING, || look().or_else(|| act.log().contains("Error: Job").then_some(())));
+        assert!(look().is_some(), "no {words:?}: {}", readable(&act.log()));
+    }
+
+    /// Waits until the tailnet has so many nodes.
+    pub(crate) fn wait_for_nodes(&self, count: usize) {
+        wait_for("nodes", WAITING, || (self.nodes().len() == count).then_some(()));
+    }
+
+    /// Sends a signal to the launchers of one role: what a step's own process is to its runner.
+    pub(crate) fn signal_launchers(&self, role: &str, signal: &str) {
+        let script = "for p in $(pgrep -u 2001 -x node); do grep -zqx \"INPUT_ROLE=$1\" /proc/$p/environ && kill -$2 $p; done; true";
+        self.node.run_ok(User::Root, ["bash", "-c", script, "signal", role, signal]);
+    }
+
+    /// Sends a signal to agents: all of one role, or as many as `count`.
+    pub(crate) fn signal_agents(&self, role: &str, signal: &str, count: usize) {
+        let script = "kill -$2 $(pgrep -u 2001 -f \"^[^ ]*/nixtail $1 \" | head -n $3)";
+        self.node.run_ok(User::Root, ["bash", "-c", script, "signal", role, signal, &count.to_string()]);
+    }
+
+    /// Kills all that a runner is: act and the steps' processes, but not the agents.
+    pub(crate) fn kill_runner(&self) {
+        // What is started while others are killed is killed by the second round.
+        let script = "for _ in 1 2; do pkill -KILL -u 2001 -x 'act|node|bash|sleep' || true; done";
+        self.node.run_ok(User::Root, ["bash", "-c", script]);
+    }
+
+    /// Lets a step go on that waits for this.
+    pub(crate) fn let_go(&self) {
+        self.node.write(User::Alice, format!("{HOME}/report/go"), "");
+    }
+
+    /// Waits until the coordinator has so many builders ready.
+    pub(crate) fn wait_for_builders(&self, count: usize) {
+        let script = "socket=$(ls -d /home/alice/.cache/act/*/tmp/nixtail-*/sock.run); nixtail status --json --socket \"${socket%.run}\"";
+        let look = || {
+            let said = self.node.run_ok(User::Alice, ["bash", "-c", script]);
+            let status: Value = serde_json::from_str(&said).expect("the coordinator's status");
+            let ready = status["builders"].as_array()?.iter().filter(|builder| builder["ready"] == true).count();
+            (ready == count).then_some(())
+        };
+        wait_for("the coordinator's builders", WAITING, look);
+    }
+
     /// The names of the tailnet's nodes, as one of them sees it.
     pub(crate) fn nodes(&self) -> Vec<String> {
         let words = ["nixtail", "status", "--json", "--socket", "/root/observer.sock"];
@@ -128,26 +184,28 @@ impl Stage {
 
     /// No node within `patience`, no process and no file of any job.
     pub(crate) fn assert_nothing_left(&self, patience: Duration) {
-        let deadline = Instant::now() + patience + Duration::from_secs(2);
-        loop {
-            let (nodes, processes) = (self.nodes(), self.processes());
-            if nodes.is_empty() && processes.is_empty() {
-                break;
-            }
-            assert!(
-                Instant::now() < deadline,
-                "left after {patience:?}: {nodes:?} {processes:?}\n{}",
-                self.observer.log()
-            );
-            sleep(Duration::from_millis(200));
-        }
+        self.assert_all_gone(patience);
         // The stub's stores stay: only root could remove what Nix has made read-only.
         let places = format!(
-            "find /tmp {HOME}/.cache -path '*/installed-nix' -prune -o -name 'nixtail-*' -print -o -type s -print"
+            "find /tmp {HOME}/.cache \\( -path '*/installed-nix' -o -path '*/act/actions' \\) -prune -o -name 'nixtail-*' -print -o -type s -print"
         );
         let words = ["sh", "-c", &places];
         let files = self.node.run_ok(User::Root, words);
         assert_eq!(files, "", "files of a job are left");
+    }
+
+    /// No node and no process of any job, within `patience`.
+    pub(crate) fn assert_all_gone(&self, patience: Duration) {
+        let deadline = Instant::now() + patience + Duration::from_secs(2);
+        loop {
+            let (nodes, processes) = (self.nodes(), self.processes());
+            if nodes.is_empty() && processes.is_empty() {
+                return;
+            }
+            let all = || format!("{nodes:?} {processes:?}\n{}", self.observer.log());
+            assert!(Instant::now() < deadline, "left after {patience:?}: {}", all());
+            sleep(Duration::from_millis(200));
+        }
     }
 
     /// The command lines of what runs as the jobs' user.
@@ -179,7 +237,9 @@ impl Ended {
         let lines = self.log.lines().filter(|line| {
             // What has several lines has the job in front of the first.
             if let Some((_, rest)) = line.split_once('/').filter(|_| line.starts_with('[')) {
-                is_its = rest.split(']').next().is_some_and(|name| name.trim_end() == job);
+                let name = rest.split(']').next().unwrap_or_default().trim_end();
+                // A matrix' jobs have a number behind their names.
+                is_its = name.strip_prefix(job).is_some_and(|number| number.is_empty() || number.starts_with('-'));
             }
             is_its
         });

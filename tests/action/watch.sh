@@ -16,6 +16,6 @@ while :; do
       esac
     } 2>/dev/null >>"$file" || true
   done
-  grep -rsIl -e tskey- -e privkey: "$@" | sed 's/^/holds a key: /' >>"$file" || true
+  grep -rsIlE 'tskey-(client-[0-9a-f]{12}|auth-devnet)-|privkey:[0-9a-f]' "$@" | sed 's/^/holds a key: /' >>"$file" || true
   sleep 0.2
 done
