@@ -169,8 +169,11 @@ impl Told {
             Mode::OwnStore => {}
             Mode::TrustedUser => {
                 // Who can write what a trusted user runs is that user, and with that root, in any case: no reason to refuse.
-                if let Some(error) = run_by_root.find_map(|path| refuse_writable_by_others(path, uid).err()) {
-                    tracing::warn!(%error, "others can become this user, and with that root");
+                if let Some(PlaceError::WritableByOthers { path }) =
+                    run_by_root.find_map(|path| refuse_writable_by_others(path, uid).err())
+                {
+                    let path = path.display();
+                    tracing::warn!(%path, "others can write it, and a daemon that trusts this user runs as root what they put there");
                 }
             }
             Mode::System => {

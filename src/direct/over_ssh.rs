@@ -22,6 +22,9 @@ pub(crate) const SSH_CONFIG: &str = "ssh_config";
 /// The longest line of ssh's that is shown in one piece.
 const MAX_LINE: u64 = 16 * 1024;
 
+/// ssh's own exit code, where there is or was no connection (`ssh(1)`).
+const SSH_BROKE: u8 = 255;
+
 /// The exit code where there is no ssh, as of nixtail's commands.
 const UNAVAILABLE: u8 = 69;
 
@@ -105,7 +108,12 @@ pub(super) fn serve(name: &str, run: &Path) -> Result<u8, String> {
     match status.code() {
         Some(0) => Ok(0),
         Some(code) => {
-            say(name, &format!("its connection over ssh ended with exit code {code}"));
+            let next = if code == i32::from(SSH_BROKE) {
+                "; look at `nixtail status`, or start `nixtail coordinator` again"
+            } else {
+                ""
+            };
+            say(name, &format!("its connection over ssh ended with exit code {code}{next}"));
             Ok(u8::try_from(code).unwrap_or(1))
         }
         None => Err(format!("ssh was ended: {status}")),
