@@ -35,7 +35,7 @@ async function main({ env = process.env, commands = new Commands() } = {}) {
   maskInputs(inputs.credential, commands);
   const trigger = readTrigger(env);
   refuseUnsafe(trigger, inputs);
-  const credential = await findCredential(inputs.credential, { commands, env });
+  const credential = isWithoutToken(trigger, inputs, env) ? null : await findCredential(inputs.credential, { commands, env });
   if (!credential) return withoutCredential(trigger, inputs, { commands, files });
 
   const folder = Folder.make(env);
@@ -80,6 +80,10 @@ function refuseUnsafe(trigger, inputs) {
   throw new Failure('this workflow was started by pull_request_target, which gives its secrets to code from any fork',
     'Use pull_request. If nothing of the pull request is built here: allow-pull-request-target: true.', { title: 'nixtail: refused', exitCode: 77 });
 }
+
+/** Whether a workload identity is named where GitHub gives no tokens: its names are no secrets, so a fork's job may have them. */
+const isWithoutToken = (trigger, { credential }, env) =>
+  trigger.withoutSecrets && credential.clientId !== '' && !credential.authKey && !env.ACTIONS_ID_TOKEN_REQUEST_TOKEN;
 
 /** Nothing to log in with: where GitHub gives none, the job goes on alone. */
 function withoutCredential(trigger, inputs, { commands, files }) {

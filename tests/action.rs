@@ -5,6 +5,8 @@
 //! (`tests/action/stubs`). Only root can make the machine.
 #![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
+#[path = "action/documents.rs"]
+mod documents;
 mod lab;
 #[path = "action/stage.rs"]
 mod stage;

@@ -86,24 +86,69 @@ fn what_a_document_shows_of_a_file_is_that_file() {
     }
 }
 
+/// All workflows, and our own Action: whatever has `uses:` in it.
+fn workflows() -> Vec<PathBuf> {
+    let folders = ["docs/workflows", ".github/workflows"].map(|folder| files(folder, "yml"));
+    folders.concat().into_iter().chain([root().join("action.yml")]).collect()
+}
+
 #[test]
-fn our_action_is_pinned_to_one_commit_everywhere() {
-    let mut pins = BTreeSet::new();
-    for workflow in files("docs/workflows", "yml") {
-        let text = read(&workflow);
-        let uses: Vec<_> =
-            text.lines().filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix("uses: ")).collect();
-        for used in &uses {
-            let (what, commit) = used.split_once('@').unwrap();
-            let (commit, version) = commit.split_once(" # v").unwrap_or_else(|| panic!("{used}: no version"));
-            assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{used}");
-            if what.starts_with(ACTION) {
-                pins.insert((commit.to_owned(), version.to_owned()));
+fn every_action_is_pinned_to_one_commit() {
+    let mut pins = BTreeMap::new();
+    for (file, text) in workflows().iter().map(|path| (path.display(), read(path))) {
+        for used in text.lines().filter_map(|line| line.trim_start_matches([' ', '-']).strip_prefix("uses: ")) {
+            // The Action's other half, at the same commit.
+            if used.starts_with("$/") {
+                continue;
             }
+            let (action, pin) = used.split_once('@').unwrap_or_else(|| panic!("{file}: {used}"));
+            let (commit, version) = pin.split_once(" # v").unwrap_or_else(|| panic!("{file}: {used}: no version"));
+            assert!(commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()), "{file}: {used}");
+            assert!(!version.is_empty(), "{file}: {used}");
+            // Two actions of one repository are of one commit, too.
+            let repository = action.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
+            let known = pins.entry(repository).or_insert_with(|| pin.to_owned());
+            assert_eq!(known, pin, "{file}: {action} is pinned elsewhere, too");
         }
-        assert!(uses.iter().any(|used| used.starts_with(ACTION)), "{} doesn't use us", workflow.display());
     }
-    assert_eq!(pins.len(), 1, "{pins:?}");
+    assert!(pins.contains_key(ACTION) && pins.len() > 4, "{pins:?}");
+}
+
+/// The names that stand one step further in than `key`'s line in a YAML file of ours, up to the next such line.
+fn names_below(text: &str, key: &str) -> BTreeSet<String> {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut lines = text.lines().skip_while(|line| line.trim_end() != key);
+    let outer = lines.next().map(indent).unwrap_or_else(|| panic!("no {key:?}"));
+    let inner: Vec<&str> = lines.take_while(|line| line.trim().is_empty() || indent(line) > outer).collect();
+    let step = inner.iter().find(|line| !line.trim().is_empty()).map_or(0, |line| indent(line));
+    let names = inner.iter().filter(|line| indent(line) == step && !line.trim_start().starts_with('#'));
+    names.filter_map(|line| line.trim().split_once(':')).map(|(name, _)| name.to_owned()).collect()
+}
+
+#[test]
+fn the_inputs_and_outputs_that_are_explained_are_those_that_there_are() {
+    let action = read(&root().join("action.yml"));
+    let document = read(&root().join("docs/action.md"));
+    for (heading, key) in [("## Inputs", "inputs:"), ("## Outputs", "outputs:")] {
+        let section = document.split_once(heading).unwrap().1.split_once("\n## ").unwrap().0;
+        let cells = section.lines().filter_map(|line| line.strip_prefix("| `")?.split(" |").next());
+        let explained: BTreeSet<String> =
+            cells.flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches('`').to_owned()).collect();
+        assert_eq!(explained, names_below(&action, key), "{heading} of docs/action.md");
+    }
+}
+
+#[test]
+fn the_workflows_that_are_shown_give_inputs_that_there_are() {
+    let inputs = names_below(&read(&root().join("action.yml")), "inputs:");
+    for (file, text) in files("docs/workflows", "yml").iter().map(|path| (path.display(), read(path))) {
+        let ours = text.split("uses: ").skip(1).filter(|step| step.starts_with(ACTION));
+        // What belongs to the step: up to the next one, or the next job.
+        for step in ours.map(|step| step.split("\n      - ").next().unwrap().split("\n\n").next().unwrap()) {
+            let given = names_below(step, "        with:");
+            assert!(given.is_subset(&inputs), "{file}: {:?}", given.difference(&inputs));
+        }
+    }
 }
 
 #[test]
@@ -134,7 +179,7 @@ fn anchor(heading: &str) -> String {
     kept.replace(' ', "-")
 }
 
-/// All that this program can say: its sources' string literals, each broken line put together.
+/// All that this program and its launcher can say: their sources' string literals, each broken line put together.
 fn words() -> String {
     let mut all = String::new();
     let mut folders = vec![root().join("src"), root().join("proto/src")];
@@ -147,6 +192,7 @@ fn words() -> String {
             }
         }
     }
+    all.extend(files("agent", "js").iter().map(|script| read(script).replace("\\'", "'")));
     // A literal goes on in the next line behind a backslash, and that line's blanks don't count.
     let mut pieces = all.split("\\\n");
     let first = pieces.next().unwrap_or_default().to_owned();
@@ -187,6 +233,32 @@ fn every_exit_code_has_a_section() {
     for code in exits.map(|exit| exit.code().to_string()) {
         let is_about = |heading: &&&str| heading.split([' ', ':']).any(|word| word == code);
         assert!(headings.iter().any(|heading| is_about(&heading)), "no section about exit code {code}");
+    }
+}
+
+#[test]
+fn a_releases_checksums_are_a_table_that_the_launcher_takes() {
+    let assets = tempfile::tempdir().unwrap();
+    let launcher = read(&root().join("agent/asset.js"));
+    let targets: Vec<&str> =
+        launcher.split('\'').filter(|word| word.ends_with("-linux-musl") || word.ends_with("-apple-darwin")).collect();
+    assert_eq!(targets.len(), 4, "{targets:?}");
+    let table = || {
+        let script = root().join("scripts/checksums");
+        Command::new(script).arg("1.2.3").arg(assets.path()).output().unwrap()
+    };
+    for target in &targets {
+        assert!(!table().status.success(), "{target} is missing");
+        fs::write(assets.path().join(format!("nixtail-{target}")), target).unwrap();
+    }
+    let table: serde_json::Value = serde_json::from_slice(&table().stdout).unwrap();
+    let committed: serde_json::Value = serde_json::from_str(&read(&root().join("agent/checksums.json"))).unwrap();
+    let keys = |table: &serde_json::Value| -> Vec<String> { table.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!((keys(&table), &table["schema"]), (keys(&committed), &committed["schema"]));
+    assert_eq!(table["tag"], "binaries-v1.2.3");
+    for target in targets {
+        let sum = table["assets"][format!("nixtail-{target}")].as_str().unwrap();
+        assert!(sum.len() == 64 && sum.bytes().all(|byte| byte.is_ascii_hexdigit()), "{target}: {sum}");
     }
 }
 

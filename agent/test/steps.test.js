@@ -167,6 +167,11 @@ test('pull requests from forks build alone, unless that is to fail', async (t) =
     assert.equal(pairs(job.files.GITHUB_OUTPUT)['max-jobs'], 'auto');
     assert.equal((await post(job)).code, 0);
     assert.equal((await run('main.js', job, { ...event(job.folder, head), 'INPUT_WITHOUT-SECRETS': 'fail' })).code, 78);
+    // A workload identity's names are no secrets, and reach it all the same.
+    const identity = jobOf(t, { inputs: { tailscale_authkey: '', 'oauth-client-id': 'c', audience: 'a', role: 'coordinator' } });
+    const alone = await run('main.js', identity, event(identity.folder, head));
+    assert.equal(alone.code, 0, alone.said);
+    assert.match(alone.said, /^::notice title=nixtail%3A local build::/m);
   }
   const own = jobOf(t, { inputs: { tailscale_authkey: '' } });
   const { code, said } = await run('main.js', own, event(own.folder, 'o/r'));

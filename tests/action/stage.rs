@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::lab::nixnode::{NixNode, NixVersion, NodeProcess, User};
@@ -65,7 +65,7 @@ impl Stage {
         // As where systemd has started the machine.
         node.run_ok(User::Root, ["mkdir", "-p", "/run/systemd/system"]);
 
-        fs::copy(tree.join("tests/action/policy.json"), node.path("/root/policy.json")).expect("copy the policy");
+        node.write(User::Root, "/root/policy.json", &watched(&policy_of_the_documents()));
         let tags = "tag:nix-ci-builder tag:nix-ci-coordinator";
         let words = ["nixtail", "devnet", "--json", "--policy", "/root/policy.json", "--tags", tags];
         let devnet = node.start_process(User::Root, words, &[]);
@@ -256,4 +256,18 @@ impl Ended {
 /// The log without what act says of itself.
 fn readable(log: &str) -> String {
     log.lines().filter(|line| !line.contains("LocalRepositoryCache")).map(|line| format!("{line}\n")).collect()
+}
+
+/// The policy that the documents tell to paste.
+fn policy_of_the_documents() -> Value {
+    serde_json::from_str(include_str!("../../docs/policy.json")).expect("a policy")
+}
+
+/// A policy with an observer, too, that sees all nodes and may do nothing.
+fn watched(policy: &Value) -> String {
+    let mut policy = policy.clone();
+    policy["tagOwners"]["tag:observer"] = json!(["tag:nix-ci-coordinator"]);
+    let rules = policy["acls"].as_array_mut().expect("rules");
+    rules.push(json!({ "action": "accept", "src": ["tag:observer"], "dst": ["*:9"] }));
+    policy.to_string()
 }
