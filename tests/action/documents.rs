@@ -28,3 +28,17 @@ fn a_builder_in_the_background_lets_steps_run_beside_it_and_is_waited_for() {
     }
     stage.assert_nothing_left(Duration::ZERO);
 }
+
+#[test]
+fn a_pull_request_from_a_fork_builds_on_one_machine() {
+    let Some(stage) = Stage::start() else { return };
+    let ended = stage.run_for_fork("pull-requests.yml", PATIENCE);
+    ended.assert_succeeded(&["Builder 1", "Builder 2", "Builder 3", "Builder 4", "Build"]);
+    for (job, words) in [("Builder 1", "this builder has nothing to do"), ("Build", "Nix builds on this machine alone")]
+    {
+        let said = ended.of(job);
+        assert!(said.contains("nixtail%3A local build") && said.contains(words), "{said}");
+    }
+    assert!(ended.of("Build").contains("building top") || ended.of("Build").contains("top.drv"), "{}", ended.log);
+    stage.assert_nothing_left(Duration::ZERO);
+}

@@ -86,10 +86,26 @@ impl Stage {
         Some(Self { observer, _watcher: watcher, _devnet: devnet, node, secret, control, _folder: folder })
     }
 
-    /// Starts a workflow of the repository's.
+    /// Starts a workflow of the repository's by hand.
     pub(crate) fn act(&self, workflow: &str, more: &[&str]) -> NodeProcess {
+        self.act_on("workflow_dispatch", workflow, more)
+    }
+
+    /// Runs a workflow to its end for a pull request from somebody's fork, with what GitHub lets such a one have.
+    pub(crate) fn run_for_fork(&self, workflow: &str, patience: Duration) -> Ended {
+        let repository = |name: &str| json!({ "ref": "main", "repo": { "full_name": name } });
+        let event =
+            json!({ "pull_request": { "head": repository("stranger/fork"), "base": repository("owner/original") } });
+        let file = format!("{HOME}/event.json");
+        self.node.write(User::Alice, &file, &event.to_string());
+        let mut act = self.act_on("pull_request", workflow, &["--eventpath", &file, "--secret-file", "/dev/null"]);
+        self.finish(&mut act, patience)
+    }
+
+    /// Starts a workflow as an event does.
+    fn act_on(&self, event: &str, workflow: &str, more: &[&str]) -> NodeProcess {
         let mut words: Vec<String> =
-            ["act", "workflow_dispatch", "-C", &format!("{HOME}/repository"), "-W"].map(str::to_owned).into();
+            ["act", event, "-C", &format!("{HOME}/repository"), "-W"].map(str::to_owned).into();
         words.push(format!(".github/workflows/{workflow}"));
         // Without these two it asks which of its addresses others reach, and fails where there is none.
         words.extend(["--no-cache-server", "--artifact-server-addr", "127.0.0.1"].map(str::to_owned));
