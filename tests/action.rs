@@ -78,6 +78,47 @@ fn the_original_actions_example_runs_with_its_uses_line_changed() {
     stage.assert_no_secret_was_shown(&ended.log);
 }
 
+#[test]
+fn a_user_whom_roots_daemon_trusts_coordinates_as_on_githubs_machines() {
+    let Some(stage) = Stage::start() else { return };
+    let _daemon = stage.start_daemon();
+    let ended = stage.run("hosted.yml", &[], PATIENCE);
+    ended.assert_succeeded(&["Builder", "Build"]);
+    assert!(ended.of("Build").contains(&format!("| built: {TOP} by root")), "{}", ended.log);
+    assert!(ended.of("Build").contains("### 7 builds on 1 builder in "), "{}", ended.log);
+    stage.assert_no_secret_was_shown(&ended.log);
+}
+
+#[test]
+fn a_workload_identity_does_without_a_secret() {
+    let Some(stage) = Stage::start() else { return };
+    let more = stage.let_jobs_ask_for_tokens();
+    let ended = stage.run("workload-identity.yml", &more.iter().map(String::as_str).collect::<Vec<_>>(), PATIENCE);
+    ended.assert_succeeded(&["Builder 1", "Builder 2", "Build"]);
+    assert!(ended.of("Build").contains("### 7 builds on 2 builders in "), "{}", ended.log);
+    stage.assert_nothing_left(Duration::ZERO);
+    stage.assert_no_secret_was_shown(&ended.log);
+}
+
+#[test]
+fn jobs_without_root_capabilities_tun_or_a_root_to_write_are_enough() {
+    let Some(stage) = Stage::start() else { return };
+    let (one, other) = (stage.another_machine("one"), stage.another_machine("other"));
+    let mut builder = stage.act_contained(&one, "contained.yml", "builder");
+    let mut coordinator = stage.act_contained(&other, "contained.yml", "coordinator");
+    let ended = [stage.finish(&mut coordinator, PATIENCE), stage.finish(&mut builder, PATIENCE)];
+    let [said, other] = ended.each_ref().map(|ended| ended.log.as_str());
+    assert!(said.contains(&format!("| built: {TOP}")), "{said}{other}");
+    assert!(said.contains("| capabilities: 0000000000000000\n"), "{said}");
+    assert!(said.contains("| new privileges: 1, user 2001"), "{said}");
+    assert!(!said.contains("| the root can be written") && !said.contains("| there is a TUN"), "{said}");
+    for ended in ended {
+        assert_eq!(ended.code, Some(0), "{}", ended.log);
+        assert!(ended.log.contains("nothing is left"), "{}", ended.log);
+    }
+    stage.assert_all_gone(Duration::ZERO);
+}
+
 impl Ended {
     /// Every job of these, and the workflow.
     fn assert_succeeded(&self, jobs: &[&str]) {

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use nixtail_devnet::{AuthKeyOptions, Config, Crowd, Devnet, DevnetError, OauthClient, Policy};
+use nixtail_devnet::{AuthKeyOptions, Config, Crowd, Devnet, DevnetError, FederatedIdentity, OauthClient, Policy};
 
 use super::{print, print_json, runtime, session};
 use crate::local::SCHEMA;
@@ -27,7 +27,8 @@ pub(super) struct Args {
     /// Who may reach and log in where, as a Tailscale policy file (HuJSON): grants, acls, ssh, tagOwners, groups, hosts.
     #[arg(long, value_name = "FILE", conflicts_with = "allow_all")]
     policy: Option<PathBuf>,
-    /// The tags that the key's nodes have, and may ask for with the OAuth client's secret, separated by commas or spaces.
+    /// The tags that the key's nodes have, and that those may ask for which log in otherwise (--json tells with what), separated
+    /// by commas or spaces.
     #[arg(long, value_name = "TAGS")]
     tags: Option<String>,
     /// Put so many made-up nodes into the tailnet, too: as large in a netmap as real ones, and never there.
@@ -54,10 +55,8 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         // The key is this command's answer: it opens a tailnet that ends with this process.
         let (url, key) = (devnet.url(), key.expose());
         if args.json {
-            let secret = client_secret(&devnet, client_tags)?;
-            print_json(&serde_json::json!({
-                "schema": SCHEMA, "login_server": url, "auth_key": key, "client_secret": secret,
-            }))?;
+            let clients = clients(&devnet, client_tags).map_err(|error| refused(&error))?;
+            print_json(&Printed { schema: SCHEMA, login_server: &url, auth_key: key, clients })?;
         } else {
             super::say(&"this tailnet is for tests; it ends with this process");
             print(&format!("ready TS_CONTROL_URL={url} TS_AUTHKEY={key}"))?;
@@ -68,14 +67,47 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     })
 }
 
-/// The secret of an OAuth client for these tags, which says where its API is.
-fn client_secret(devnet: &Devnet, tags: Vec<String>) -> Result<Option<String>, Failure> {
+/// What `--json` prints.
+#[derive(serde::Serialize)]
+struct Printed<'a> {
+    schema: u32,
+    login_server: &'a str,
+    auth_key: &'a str,
+    #[serde(flatten)]
+    clients: Option<Clients>,
+}
+
+/// Other ways in, for the tags that were given.
+#[derive(serde::Serialize)]
+struct Clients {
+    /// The secret of an OAuth client, which says where its API is.
+    client_secret: String,
+    /// A workload identity's client id and audience.
+    client_id: String,
+    audience: &'static str,
+    /// What a job on GitHub, which has this identity, asks for a token with.
+    id_token_request_url: String,
+    id_token_request_token: String,
+}
+
+fn clients(devnet: &Devnet, tags: Vec<String>) -> Result<Option<Clients>, DevnetError> {
+    const AUDIENCE: &str = "api.devnet.invalid/job";
+    const SUBJECT: &str = "repo:devnet/devnet:environment:test";
     if tags.is_empty() {
         return Ok(None);
     }
-    let client = OauthClient { scopes: vec!["auth_keys".to_owned()], tags };
-    let secret = devnet.add_oauth_client(client).map_err(|error| refused(&error))?;
-    Ok(Some(format!("{}?baseURL={}", secret.expose(), devnet.url())))
+    let scopes = vec!["auth_keys".to_owned()];
+    let secret = devnet.add_oauth_client(OauthClient { scopes: scopes.clone(), tags: tags.clone() })?;
+    let (subject, audience) = (SUBJECT.to_owned(), AUDIENCE.to_owned());
+    let client_id = devnet.add_federated_identity(FederatedIdentity { subject, audience, scopes, tags })?;
+    let job = devnet.github_job(SUBJECT)?;
+    Ok(Some(Clients {
+        client_secret: format!("{}?baseURL={}", secret.expose(), devnet.url()),
+        client_id,
+        audience: AUDIENCE,
+        id_token_request_url: job.url,
+        id_token_request_token: job.bearer.expose().to_owned(),
+    }))
 }
 
 fn policy(args: &Args) -> Result<Policy, Failure> {

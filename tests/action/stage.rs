@@ -1,7 +1,7 @@
 //! A devnet, an observer on it, and a machine that runs workflows.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::lab::nixnode::{NixNode, NixVersion, NodeProcess, User};
+use crate::lab::nixnode::{NixNode, NixVersion, NodeProcess, Root, User};
 use crate::lab::process::run_ok;
 use crate::lab::{self, peers, wait_for};
 
@@ -36,9 +36,11 @@ pub(crate) struct Stage {
     _watcher: NodeProcess,
     _devnet: NodeProcess,
     node: NixNode,
-    secret: String,
-    control: String,
-    _folder: TempDir,
+    /// What the devnet has told: the keys to it.
+    told: Value,
+    root: Root,
+    act: PathBuf,
+    folder: TempDir,
 }
 
 /// How a workflow ended.
@@ -56,34 +58,61 @@ impl Stage {
             peers::require_on_path(program)?;
         }
         let folder = tempfile::tempdir().expect("a folder");
-        let node = NixNode::start_alone(folder.path(), "runner", &root, "");
-        let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
-        let mut prepare = Command::new("bash");
-        prepare.arg(tree.join("tests/action/prepare.sh")).args([&node.path(HOME), tree, &act]);
-        run_ok(&mut prepare, lab::PATIENCE);
-        run_ok(Command::new("chown").args(["-R", "2001:2001"]).arg(node.path(HOME)), lab::PATIENCE);
-        // As where systemd has started the machine.
-        node.run_ok(User::Root, ["mkdir", "-p", "/run/systemd/system"]);
-
+        // For the daemon that one of the tests starts.
+        let nix_conf = "experimental-features = nix-command flakes\ntrusted-users = root alice\nsubstituters =\n";
+        let node = NixNode::start_alone(folder.path(), "runner", &root, nix_conf);
+        prepare(&node, &act);
         node.write(User::Root, "/root/policy.json", &watched(&policy_of_the_documents()));
         let tags = "tag:nix-ci-builder tag:nix-ci-coordinator";
         let words = ["nixtail", "devnet", "--json", "--policy", "/root/policy.json", "--tags", tags];
         let devnet = node.start_process(User::Root, words, &[]);
         let told = wait_for("the devnet", lab::PATIENCE, || serde_json::from_str::<Value>(&devnet.log()).ok());
-        let text = |key: &str| told[key].as_str().expect("a text").to_owned();
+        let text = |key: &str| told[key].as_str().expect("a text");
         let (control, secret) = (text("login_server"), text("client_secret"));
-        node.write(User::Alice, format!("{HOME}/secrets"), &format!("TS_OAUTH_SECRET={secret}\n"));
+        write_secret(&node, secret);
 
-        let words = ["nixtail", "up", "--login-server", &control, "--hostname", "observer", "--tags", "tag:observer"];
-        let environment = [("TS_AUTHKEY", secret.as_str()), ("CI", "true"), ("NIXTAIL_SOCKET", "/root/observer.sock")];
+        let words = ["nixtail", "up", "--login-server", control, "--hostname", "observer", "--tags", "tag:observer"];
+        let environment = [("TS_AUTHKEY", secret), ("CI", "true"), ("NIXTAIL_SOCKET", "/root/observer.sock")];
         let mut observer = node.start_process(User::Root, words, &environment);
         observer.wait_for_line("ready ", lab::PATIENCE);
 
-        fs::copy(tree.join("tests/action/watch.sh"), node.path("/root/watch.sh")).expect("copy a script");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/action/watch.js");
+        fs::copy(script, node.path("/root/watch.js")).expect("copy a script");
         let cache = format!("{HOME}/.cache");
-        let words = ["bash", "/root/watch.sh", "2001", WATCHED, "/tmp", &cache, &format!("{HOME}/report")];
+        let words = ["node", "/root/watch.js", "2001", WATCHED, "/tmp", &cache, &format!("{HOME}/report")];
         let watcher = node.start_process(User::Root, words, &[]);
-        Some(Self { observer, _watcher: watcher, _devnet: devnet, node, secret, control, _folder: folder })
+        Some(Self { observer, _watcher: watcher, _devnet: devnet, node, told, root, act, folder })
+    }
+
+    /// One of the things that the devnet has told.
+    pub(crate) fn told(&self, key: &str) -> &str {
+        self.told[key].as_str().expect("a text")
+    }
+
+    /// Gives jobs what a job on GitHub has that may ask for identity tokens; act's arguments for it.
+    pub(crate) fn let_jobs_ask_for_tokens(&self) -> Vec<String> {
+        let file = format!("{HOME}/variables");
+        let variable = |name: &str, key: &str| format!("ACTIONS_ID_TOKEN_REQUEST_{name}={}\n", self.told(key));
+        let text = variable("URL", "id_token_request_url") + &variable("TOKEN", "id_token_request_token");
+        self.node.write(User::Alice, &file, &text);
+        let vars = ["BUILDER", "COORDINATOR"].map(|role| {
+            let var = |name: &str, key: &str| format!("--var=TS_{role}_{name}={}", self.told(key));
+            [var("CLIENT_ID", "client_id"), var("AUDIENCE", "audience")]
+        });
+        vars.into_iter().flatten().chain([format!("--env-file={file}")]).collect()
+    }
+
+    /// Starts root's `nix-daemon` on the machine.
+    pub(crate) fn start_daemon(&self) -> NodeProcess {
+        self.node.start_daemon()
+    }
+
+    /// One more machine of the kind, on the same network.
+    pub(crate) fn another_machine(&self, name: &str) -> NixNode {
+        let node = NixNode::start_beside(&self.node, self.folder.path(), name, &self.root, "substituters =\n");
+        prepare(&node, &self.act);
+        write_secret(&node, self.told("client_secret"));
+        node
     }
 
     /// Starts a workflow of the repository's by hand.
@@ -104,6 +133,28 @@ impl Stage {
 
     /// Starts a workflow as an event does.
     fn act_on(&self, event: &str, workflow: &str, more: &[&str]) -> NodeProcess {
+        let words = self.words(event, workflow, more);
+        self.node.start_process(User::Alice, words.iter().map(String::as_str), &[("PATH", &format!("{HOME}/bin"))])
+    }
+
+    /// Starts one job of a workflow on a machine of its own, as in a container: no capability, and no way to one, no TUN, a store
+    /// that belongs to the user.
+    pub(crate) fn act_contained(&self, node: &NixNode, workflow: &str, job: &str) -> NodeProcess {
+        node.run_ok(User::Root, ["chown", "2001:2001", "/nix"]);
+        node.run_ok(User::Root, ["sh", "-c", "[ ! -e /dev/net ] || mount -t tmpfs tmpfs /dev/net"]);
+        // Nix, too: who makes a container's image has put it there.
+        node.run_ok(User::Root, ["sh", "-c", "ln -s /usr/bin/nix /usr/bin/nix-* /home/alice/bin/"]);
+        let words = self.words("workflow_dispatch", workflow, &["-j", job]);
+        let user =
+            ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs", "--reuid=2001", "--regid=2001"];
+        let home = format!("HOME={HOME}");
+        let environment = ["--clear-groups", "env", &home, "USER=alice", "PATH=/home/alice/bin"];
+        let words = user.into_iter().chain(environment).chain(words.iter().map(String::as_str));
+        node.start_process(User::Root, words, &[])
+    }
+
+    /// The command line of act.
+    fn words(&self, event: &str, workflow: &str, more: &[&str]) -> Vec<String> {
         let mut words: Vec<String> =
             ["act", event, "-C", &format!("{HOME}/repository"), "-W"].map(str::to_owned).into();
         words.push(format!(".github/workflows/{workflow}"));
@@ -115,7 +166,7 @@ impl Stage {
         words.extend(
             STUBS.map(|(name, commit, folder)| format!("--local-repository={name}@{commit}={HOME}/stubs/{folder}")),
         );
-        let control = format!("TS_CONTROL_URL={}", self.control);
+        let control = format!("TS_CONTROL_URL={}", self.told("login_server"));
         for variable in ["RUNNER_ENVIRONMENT=github-hosted", "GITHUB_RUN_ID=77", "REPORT=/home/alice/report", &control]
         {
             words.push(format!("--env={variable}"));
@@ -125,15 +176,13 @@ impl Stage {
             words.push("--env=GITHUB_RUN_ATTEMPT=1".to_owned());
         }
         words.extend(more.iter().map(|word| (*word).to_owned()));
-        let path = format!("{HOME}/bin");
-        self.node.start_process(User::Alice, words.iter().map(String::as_str), &[("PATH", &path)])
+        words
     }
 
     /// Runs a workflow to its end.
     pub(crate) fn run(&self, workflow: &str, more: &[&str], patience: Duration) -> Ended {
         let mut act = self.act(workflow, more);
-        let code = act.wait(patience).code();
-        Ended { code, log: readable(&act.log()) }
+        self.finish(&mut act, patience)
     }
 
     /// Waits for a workflow's end.
@@ -235,15 +284,34 @@ impl Stage {
     pub(crate) fn assert_no_secret_was_shown(&self, log: &str) {
         let watched = fs::read_to_string(self.node.path(WATCHED)).expect("what the watcher has seen");
         assert!(watched.contains("--hostname=nix-"), "the watcher has seen an agent: {watched}");
-        assert!(watched.contains("environment of "), "the watcher has seen an environment");
-        let secret = self.secret.split('?').next().expect("a secret");
+        for program in ["nixtail", "nix-daemon"] {
+            let environment = format!("environment of {program}: ");
+            assert!(watched.contains(&environment), "the watcher has seen no {environment}{watched}");
+        }
+        let secret = self.told("client_secret").split('?').next().expect("a secret");
+        let bearer = self.told("id_token_request_token");
         for (what, text) in [("the log", log), ("what others could see", &watched)] {
-            let found = text
-                .lines()
-                .find(|line| [secret, "tskey-", "privkey:", "holds a key"].iter().any(|mark| line.contains(mark)));
+            let found = text.lines().find(|line| {
+                [secret, bearer, "tskey-", "privkey:", "holds a key"].iter().any(|mark| line.contains(mark))
+            });
             assert_eq!(found, None, "in {what}");
         }
     }
+}
+
+/// Makes a machine one that runs jobs.
+fn prepare(node: &NixNode, act: &Path) {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut prepare = Command::new("bash");
+    prepare.arg(tree.join("tests/action/prepare.sh")).args([&node.path(HOME), tree, act]);
+    run_ok(&mut prepare, lab::PATIENCE);
+    run_ok(Command::new("chown").args(["-R", "2001:2001"]).arg(node.path(HOME)), lab::PATIENCE);
+    // As where systemd has started the machine.
+    node.run_ok(User::Root, ["mkdir", "-p", "/run/systemd/system"]);
+}
+
+fn write_secret(node: &NixNode, secret: &str) {
+    node.write(User::Alice, format!("{HOME}/secrets"), &format!("TS_OAUTH_SECRET={secret}\n"));
 }
 
 impl Ended {

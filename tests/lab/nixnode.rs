@@ -53,6 +53,8 @@ enum Network {
     Shared,
     /// A loopback of its own.
     Alone,
+    /// That of another node, by its first process.
+    Beside(u32),
 }
 
 /// A machine of its own, as far as Nix can tell.
@@ -140,6 +142,11 @@ impl NixNode {
         Self::start_in(folder, name, root, nix_conf, Network::Alone)
     }
 
+    /// As [`Self::start`], in the network of `other`, which is alone but for this one.
+    pub fn start_beside(other: &Self, folder: &Path, name: &str, root: &Root, nix_conf: &str) -> Self {
+        Self::start_in(folder, name, root, nix_conf, Network::Beside(other.pid))
+    }
+
     fn start_in(folder: &Path, name: &str, root: &Root, nix_conf: &str, network: Network) -> Self {
         let folder = folder.join(name);
         for (place, mode) in [("nix", 0o755), ("etc/nix", 0o755), ("home", 0o755), ("root", 0o700), ("tmp", 0o1777)] {
@@ -156,12 +163,15 @@ impl NixNode {
         }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/lab/nixnode.sh");
         let pid_file = folder.join("pid");
-        let start = match network {
-            Network::Shared => "exec unshare --mount --pid --fork --kill-child bash \"$@\" 3>\"$0\"",
-            Network::Alone => "exec unshare --mount --pid --net --fork --kill-child bash \"$@\" alone 3>\"$0\"",
+        let (before, more, last) = match network {
+            Network::Shared => (String::new(), "", ""),
+            Network::Alone => (String::new(), "--net", "alone"),
+            Network::Beside(pid) => (format!("nsenter --net=/proc/{pid}/ns/net"), "", ""),
         };
+        let start =
+            format!("exec {before} unshare --mount --pid {more} --fork --kill-child bash \"$@\" {last} 3>\"$0\"");
         let paths = [&pid_file, &script, &root.path, &folder, &program()].map(|path| path.display().to_string());
-        let args = ["-c", start].map(str::to_owned).into_iter().chain(paths);
+        let args = ["-c", &start].map(str::to_owned).into_iter().chain(paths);
         let mut init = Process::start(name, Path::new("bash"), args, [], &folder.join("log"));
         let pid = wait_for("a node's first process", PATIENCE, || {
             assert!(init.ended().is_none(), "the node {name} could not be made:\n{}", init.log());
@@ -260,7 +270,7 @@ impl NixNode {
     ) -> Vec<String> {
         let (id, pid) = (user.id().to_string(), self.pid.to_string());
         let mut args: Vec<String> = ["--target", &pid, "--mount", "--pid"].map(str::to_owned).into();
-        args.extend((self.network == Network::Alone).then(|| "--net".to_owned()));
+        args.extend((self.network != Network::Shared).then(|| "--net".to_owned()));
         args.push("--".to_owned());
         args.extend(["setpriv", "--reuid", &id, "--regid", &id, "--clear-groups"].map(str::to_owned));
         args.extend(["--pdeathsig", "KILL", "--", "env", "-i"].map(str::to_owned));

@@ -13,14 +13,19 @@ build-users-group =
 substituters =
 $EXTRA_NIX_CONFIG
 CONFIG
-for program in nix nix-build nix-daemon nix-store nix-instantiate; do
-  printf '#!/bin/sh\nexport NIX_REMOTE=%q NIX_CONF_DIR=%q\nexec /usr/bin/%s "$@"\n' \
-    "local?root=$place/store" "$place/etc" "$program" >"$place/bin/$program"
-done
-chmod 755 "$place"/bin/*
+if [ "${TEST_INSTALL:-}" = multi-user ]; then
+  # Root's daemon runs already, and trusts this user: as the real one leaves GitHub's machines.
+  ln -s /usr/bin/nix{,-build,-daemon,-store,-instantiate} "$place/bin/"
+else
+  for program in nix nix-build nix-daemon nix-store nix-instantiate; do
+    printf '#!/bin/sh\nexport NIX_REMOTE=%q NIX_CONF_DIR=%q\nexec /usr/bin/%s "$@"\n' \
+      "local?root=$place/store" "$place/etc" "$program" >"$place/bin/$program"
+  done
+  chmod 755 "$place"/bin/*
+  # Where the job's folder is all that it may write, its store is there, too.
+  echo "NIX_REMOTE=local?root=$place/store" >>"$GITHUB_ENV"
+fi
 echo "$place/bin" >>"$GITHUB_PATH"
-# Where the job's folder is all that it may write, its store is there, too.
-echo "NIX_REMOTE=local?root=$place/store" >>"$GITHUB_ENV"
 # The original action's example builds what no step of it has checked out: so it lies there.
 [ -z "${TEST_WORKSPACE:-}" ] || cp -r "$TEST_WORKSPACE/." "$GITHUB_WORKSPACE/"
 echo "stub of install-nix-action: $(/usr/bin/nix --version) in $place"
