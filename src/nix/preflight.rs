@@ -349,6 +349,7 @@ mod tests {
         wishes: Wishes,
         findings: Findings,
         free_disk: u64,
+        login: &'static str,
         login_exists: bool,
         nobody_listens: bool,
     }
@@ -362,6 +363,7 @@ mod tests {
             wishes: Wishes::default(),
             findings: Findings { trusted: Some(true), build: Ok(inside) },
             free_disk: 100 << 30,
+            login: "carol",
             login_exists: true,
             nobody_listens: false,
         }
@@ -377,7 +379,7 @@ mod tests {
             let opened = Opened { on_disk, access: self.access };
             problems(&Evidence {
                 user: "bob",
-                login: "nix",
+                login: self.login,
                 login_exists: self.login_exists,
                 store: &self.store,
                 opened: &opened,
@@ -462,6 +464,8 @@ mod tests {
         // Where our settings reach builds, nothing is sent on.
         let reached = Case { findings: works().findings, ..case };
         assert_eq!(reached.kinds(), [NoSuchLogin]);
+        // The name that stands for nobody needs nobody.
+        assert_eq!(Case { login: LOGIN_OF_NOBODY, ..reached }.kinds(), []);
     }
 
     #[test]
