@@ -67,6 +67,7 @@ class Agent {
   /** Lets this process end before it does. */
   leave() {
     this.child.unref();
+    this.child.stdin.destroy();
   }
 }
 

@@ -15,6 +15,7 @@ const { Folder } = require('./folder');
 const { LogView } = require('./log_view');
 const { readInputs } = require('./inputs');
 const { readTrigger } = require('./trigger');
+const { run } = require('./script');
 const { RunnerFiles } = require('./runner_files');
 const { variablesOf, withSettings } = require('./nix_environment');
 const { writePrograms } = require('./programs');
@@ -178,15 +179,11 @@ function passSignalsOn(agent) {
 
 if (require.main === module) {
   const commands = new Commands();
-  main({ commands }).then(
-    // A pending signal handler or timer keeps nobody waiting.
-    () => process.exit(0),
-    (error) => {
-      if (error instanceof Failure) commands.error(error.title, error.words);
-      else commands.error('nixtail: a mistake in the launcher', error.stack ?? error);
-      process.exit(error.exitCode ?? 1);
-    },
-  );
+  run(() => main({ commands }).then(() => 0, (error) => {
+    if (error instanceof Failure) commands.error(error.title, error.words);
+    else commands.error('nixtail: a mistake in the launcher', error.stack ?? error);
+    return error.exitCode ?? 1;
+  }));
 }
 
 module.exports = { main };

@@ -9,6 +9,7 @@ const { agentEnvironment } = require('./environment');
 const { Commands } = require('./commands');
 const { Folder } = require('./folder');
 const { LogView } = require('./log_view');
+const { run } = require('./script');
 const { RunnerFiles } = require('./runner_files');
 
 /** `nixtail stop-builders` gives up after 60 s, `nixtail down` after some 30 and a drain. */
@@ -80,9 +81,9 @@ function summarise(folder, role, files) {
 
 if (require.main === module) {
   const commands = new Commands();
-  post({ commands })
+  run(() => post({ commands })
     .catch((error) => commands.warning('nixtail: left behind', `the end went wrong: ${error.stack ?? error}`))
-    .finally(() => process.exit(0));
+    .then(() => 0));
 }
 
 module.exports = { post };

@@ -90,3 +90,35 @@ test('a binary that is named is taken as it is, or the reason is told', async (t
   await assert.rejects(findBinary({ sourceBinary: 'other' }, folder, { env: { GITHUB_WORKSPACE: folder } }), /other can't be started/);
   await assert.rejects(findBinary({ sourceBinary: '.' }, folder, { env: { GITHUB_WORKSPACE: folder } }), /it is no file/);
 });
+
+/** A folder for PATH with a cargo that is this script. */
+function cargo(t, script) {
+  const bin = folderOf(t);
+  fs.writeFileSync(path.join(bin, 'cargo'), `#!/bin/sh\n${script}\n`, { mode: 0o755 });
+  return bin;
+}
+
+const build = (folder, bin, commands) =>
+  findBinary({ sourceBinary: '' }, folder, { table: { tag: '', assets: {} }, env: { PATH: `${bin}:/usr/bin:/bin`, GITHUB_TOKEN: 'secret' }, commands });
+
+test('without an asset it is built from this very source, and that is told', async (t) => {
+  const root = folderOf(t);
+  const folder = path.join(root, 'bin');
+  fs.mkdirSync(folder);
+  const commands = keptCommands();
+  const bin = cargo(t, 'echo "$@ in $PWD"; env; for last; do :; done; mkdir -p "$last/release"; echo "#!/bin/sh" >"$last/release/nixtail"; chmod 755 "$last/release/nixtail"');
+  const found = await build(folder, bin, commands);
+  assert.ok(fs.statSync(found).mode & 0o111);
+  const said = commands.lines.join('\n');
+  assert.match(said, /::notice title=nixtail%3A built from source::/);
+  assert.match(said, new RegExp(`build --release --locked .* in ${path.resolve(__dirname, '../..')}`));
+  assert.ok(!said.includes('secret'), 'cargo sees nothing of the job');
+});
+
+test('a build that fails, or no cargo, is told with what to do', async (t) => {
+  const failed = cargo(t, 'echo "::error::of a crate"; exit 101');
+  const commands = keptCommands();
+  await assert.rejects(build(folderOf(t), failed, commands), (error) => /exit code 101/.test(error.message) && /source-binary/.test(error.next));
+  assert.ok(!commands.lines.includes('::error::of a crate'));
+  await assert.rejects(findBinary({ sourceBinary: '' }, folderOf(t), { table: { tag: '', assets: {} }, env: { PATH: '/nowhere' }, commands }), /it is not installed/);
+});
