@@ -1,7 +1,6 @@
 //! The DERP relay: TLS, the upgrade, and packets from node to node (`tailscale/tailscale` `derp/derpserver`).
 //!
-//! It has no mesh, no WebSocket and no `Derp-Fast-Start`; a node that reads its key from the certificates may say who it is
-//! at once all the same.
+//! It has no mesh and no WebSocket.
 
 mod clients;
 
@@ -122,7 +121,9 @@ impl Relay {
                     let text = "DERP requires a connection upgrade\n";
                     return http1::answer(&mut stream, "426 Upgrade Required", "text/plain", text).await;
                 }
-                self.upgraded(stream, request.rest).await
+                // Whoever read our key from the certificates can do without the answer (`derp.FastStartHeader`).
+                let is_fast = request.header("derp-fast-start") == Some("1");
+                self.upgraded(stream, request.rest, is_fast).await
             }
             ("GET" | "HEAD", "/derp/probe" | "/derp/latency-check") => {
                 http1::answer(&mut stream, "200 OK", "text/plain", "").await
@@ -139,15 +140,19 @@ impl Relay {
         &self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
         rest: Vec<u8>,
+        is_fast: bool,
     ) -> Result<(), ConnectionError> {
         let public = self.key.public();
-        let mut greeting = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Version: {}\r\n\
-             Derp-Public-Key: {}\r\n\r\n",
-            nixtail_proto::derp::PROTOCOL_VERSION,
-            public.to_string().trim_start_matches(NodePublic::PREFIX),
-        )
-        .into_bytes();
+        let mut greeting = Vec::new();
+        if !is_fast {
+            let answer = format!(
+                "HTTP/1.1 101 Switching Protocols\r\nUpgrade: DERP\r\nConnection: Upgrade\r\nDerp-Version: {}\r\n\
+                 Derp-Public-Key: {}\r\n\r\n",
+                nixtail_proto::derp::PROTOCOL_VERSION,
+                public.to_string().trim_start_matches(NodePublic::PREFIX),
+            );
+            greeting.extend_from_slice(answer.as_bytes());
+        }
         Frame::ServerKey(public).write(&mut greeting)?;
         http1::write(&mut stream, &greeting).await?;
 

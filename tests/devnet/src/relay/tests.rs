@@ -18,7 +18,7 @@ impl Node {
         let (mut stream, theirs) = tokio::io::duplex(1 << 20);
         let ended = tokio::spawn({
             let relay = Arc::clone(relay);
-            async move { relay.upgraded(theirs, vec![]).await }
+            async move { relay.upgraded(theirs, vec![], false).await }
         });
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -108,7 +108,7 @@ async fn a_node_must_prove_its_key() {
     // Another's key before the same box.
     info[5] ^= 1;
     stream.write_all(&info).await.unwrap();
-    let ended = relay.upgraded(theirs, vec![]).await;
+    let ended = relay.upgraded(theirs, vec![], false).await;
     assert!(matches!(ended, Err(ConnectionError::Derp(DerpError::Sealed))), "{ended:?}");
 }
 
