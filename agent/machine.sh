@@ -1,9 +1,15 @@
 #!/usr/bin/env bash
-# machine: which of action.yml's steps suit this machine. Reads FREE_DISK_SPACE, INSTALL_NIX and CACHE, the inputs of those names.
+# machine: which of action.yml's steps suit this machine. Reads ROLE, FREE_DISK_SPACE, INSTALL_NIX and CACHE, the inputs of those
+# names, and whether there is a key (HAS_KEY) or a workload identity (HAS_IDENTITY).
 set -euo pipefail
 
 say() { echo "nixtail: $*"; }
 tell() { echo "$1=$2" >>"$GITHUB_OUTPUT"; }
+
+# A builder that can't log in has nothing to do: what it needs is said by the next step, not after minutes of preparing.
+is_in_vain() {
+  [ "$ROLE" = builder ] && [ "$HAS_KEY" != true ] && { [ "$HAS_IDENTITY" != true ] || [ -z "${ACTIONS_ID_TOKEN_REQUEST_TOKEN:-}" ]; }
+}
 
 # Each prints why not, and nothing where all is well.
 why_no_disk_space() {
@@ -27,6 +33,8 @@ why_no_nix() {
     echo "$(type -p nix) is there already"
   elif [ "$INSTALL_NIX" != true ]; then
     echo "it isn't wanted"
+  elif is_in_vain; then
+    echo "this builder has nothing to log in with"
   fi
 }
 
@@ -40,4 +48,4 @@ if [ -n "$no_nix" ]; then say "installs no Nix: $no_nix"; fi
 tell free-disk-space "$([ -z "$no_disk_space" ] && echo true || echo false)"
 tell install-nix "$([ -z "$no_nix" ] && echo true || echo false)"
 tell nix-was-there "$(type -p nix >/dev/null && echo true || echo false)"
-tell cache "$([ "$CACHE" = true ] && echo true || echo false)"
+tell cache "$([ "$CACHE" = true ] && ! is_in_vain && echo true || echo false)"

@@ -14,7 +14,7 @@ function decide(t, env, programs = []) {
   for (const program of ['bash', 'cat']) fs.symlinkSync(execFileSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' }).trim(), path.join(bin, program));
   for (const program of programs) fs.writeFileSync(path.join(bin, program), '#!/bin/sh\n', { mode: 0o755 });
   const output = path.join(folder, 'output');
-  const wanted = { FREE_DISK_SPACE: 'true', INSTALL_NIX: 'true', CACHE: 'true', ...env };
+  const wanted = { ROLE: 'builder', HAS_KEY: 'true', HAS_IDENTITY: 'false', FREE_DISK_SPACE: 'true', INSTALL_NIX: 'true', CACHE: 'true', ...env };
   const said = execFileSync(path.join(bin, 'bash'), [path.join(__dirname, '..', 'machine.sh')], { env: { PATH: bin, GITHUB_OUTPUT: output, ...wanted }, encoding: 'utf8' });
   const lines = fs.readFileSync(output, 'utf8').trim().split('\n').map((line) => line.split('='));
   return { ...Object.fromEntries(lines), said };
@@ -46,6 +46,16 @@ test('room is made on GitHub\'s own Linux machines alone', (t) => {
   // Where a Nix is there, or wanted from elsewhere, never.
   assert.equal(decide(t, HOSTED, ['nix', 'sudo'])['free-disk-space'], 'false');
   assert.equal(decide(t, { ...HOSTED, INSTALL_NIX: 'false' }, ['sudo'])['free-disk-space'], 'false');
+});
+
+test('a builder that can\'t log in prepares nothing', (t) => {
+  const none = { HAS_KEY: 'false' };
+  const vain = decide(t, none);
+  assert.deepEqual([vain['install-nix'], vain.cache], ['false', 'false']);
+  assert.match(vain.said, /nothing to log in with/);
+  assert.equal(decide(t, { ...none, ROLE: 'coordinator' })['install-nix'], 'true');
+  assert.equal(decide(t, { ...none, HAS_IDENTITY: 'true' })['install-nix'], 'false');
+  assert.equal(decide(t, { ...none, HAS_IDENTITY: 'true', ACTIONS_ID_TOKEN_REQUEST_TOKEN: 'x' })['install-nix'], 'true');
 });
 
 test('inputs are compared, not run', (t) => {
