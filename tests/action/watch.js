@@ -7,7 +7,8 @@ const fs = require('node:fs');
 const path = require('node:path');
 
 const [uid, file, ...folders] = process.argv.slice(2);
-const KEY = /tskey-(client-[0-9a-f]{12}|auth-devnet)-|privkey:[0-9a-f]/;
+// Of the devnet's making; private keys; JSON web tokens.
+const KEY = /tskey-(client-[0-9a-f]{12}|auth-devnet)-|privkey:[0-9a-f]|eyJ[\w-]+\.eyJ[\w-]+\./;
 /** What act keeps of actions, and the stores: nothing of it is a job's own. */
 const NOT_OF_JOBS = new Set(['actions', 'store']);
 const PAUSE_MS = 50;
