@@ -61,6 +61,12 @@ pub fn pseudo_checksum(source: IpAddr, destination: IpAddr, protocol: u8, payloa
     fold(sum(total, payload))
 }
 
+/// The checksum of something in which `old`, at an even offset, becomes `new` (RFC 1624).
+pub fn amended_checksum(check: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
+    let total = sum(u64::from(!check), &old.map(|byte| !byte));
+    fold(sum(total, &new))
+}
+
 fn sum(start: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<2>();
     let total: u64 = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum();

@@ -79,6 +79,19 @@ impl Segment {
     }
 }
 
+/// Puts another sequence number into a packet that is TCP, and mends its checksum. Anything else stays as it is.
+pub fn renumber(packet: &mut [u8], sequence: u32) {
+    let header = Packet::parse(packet).ok().filter(|packet| matches!(packet.transport, Transport::Tcp { .. }));
+    let begins = header.and_then(|header| packet.len().checked_sub(header.payload.len()));
+    let Some(segment) = begins.and_then(|begins| packet.get_mut(begins..)?.first_chunk_mut::<20>()) else {
+        return;
+    };
+    let (old, new) = ([segment[4], segment[5], segment[6], segment[7]], sequence.to_be_bytes());
+    let check = build::amended_checksum(u16::from_be_bytes([segment[16], segment[17]]), old, new);
+    segment[4..8].copy_from_slice(&new);
+    segment[16..18].copy_from_slice(&check.to_be_bytes());
+}
+
 /// The answer to a segment for which there is no connection: a RST, or `None` if it is a RST itself, isn't whole TCP,
 /// or must not be answered.
 pub fn reset_for(packet: &Packet<'_>) -> Option<Vec<u8>> {

@@ -63,6 +63,22 @@ fn a_reset_has_right_checksums_and_numbers() {
 }
 
 #[test]
+fn a_renumbered_segment_is_as_if_built_so() {
+    for pair in [["100.64.0.1", "100.64.0.2"], ["fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2"]] {
+        let [from, to] = pair.map(|address| std::net::SocketAddr::new(ip(address), 22));
+        for sequence in [0, 1, 0xffff, 0x1234_5678, u32::MAX] {
+            let segment = tcp::Segment { sequence: 99, acknowledgement: 7, flags: tcp::ACK, window: 5, length: 0 };
+            let mut packet = segment.build(from, to).unwrap();
+            tcp::renumber(&mut packet, sequence);
+            assert_eq!(packet, tcp::Segment { sequence, ..segment }.build(from, to).unwrap());
+        }
+    }
+    let mut other = vec![0x45; 40];
+    tcp::renumber(&mut other, 1);
+    assert_eq!(other, vec![0x45; 40]);
+}
+
+#[test]
 fn a_ping_of_tailscales_own_is_answered_byte_by_byte() {
     let ping = tsmp::ping(ip("100.64.0.1"), ip("100.64.0.2"), *b"abcdefgh").unwrap();
     assert_eq!(&ping[20..], b"pabcdefgh");

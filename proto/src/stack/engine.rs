@@ -76,8 +76,42 @@ pub(super) struct Engine {
     sockets: SocketSet<'static>,
     socket: SocketHandle,
     mtu: usize,
-    /// The last segment that went out: in TIME-WAIT, the one to be repeated.
-    last_sent: Option<tcp::Segment>,
+    sent: Sent,
+}
+
+/// What went out of a connection.
+#[derive(Debug, Default, Clone, Copy)]
+struct Sent {
+    /// The last segment: in TIME-WAIT, the one to be repeated.
+    last: Option<tcp::Segment>,
+    /// The end of all that was ever sent (RFC 9293's SND.NXT).
+    end: Option<u32>,
+}
+
+impl Sent {
+    /// A segment goes out. smoltcp numbers those without data from where it has gone back to, to repeat data. The peer, which
+    /// has that data perhaps, takes nothing from before its window: when both ends repeat at once, neither would ever hear the other's
+    /// acknowledgement. So they get the number that they are to have.
+    fn note(&mut self, packet: &mut [u8]) {
+        let segment = Packet::parse(packet).ok().and_then(|packet| tcp::Segment::parse(&packet));
+        let Some(mut segment) = segment else { return };
+        let ends = segment.sequence.wrapping_add(segment.sequence_length());
+        match self.end {
+            Some(end) if is_before(ends, end) => {
+                if segment.sequence_length() == 0 {
+                    segment.sequence = end;
+                    tcp::renumber(packet, end);
+                }
+            }
+            _ => self.end = Some(ends),
+        }
+        self.last = Some(segment);
+    }
+}
+
+/// Whether one sequence number comes before another, around the corner, too.
+fn is_before(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other) > u32::MAX / 2
 }
 
 impl Engine {
@@ -99,7 +133,8 @@ impl Engine {
 
     fn new(opening: Opening, now: EngineInstant) -> Self {
         let mut none = PacketBatch::<()>::new();
-        let mut wire = Wire { incoming: None, outgoing: &mut none, peer: (), mtu: opening.mtu, last_sent: &mut None };
+        let mut wire =
+            Wire { incoming: None, outgoing: &mut none, peer: (), mtu: opening.mtu, sent: &mut Sent::default() };
         let mut config = InterfaceConfig::new(HardwareAddress::Ip);
         config.random_seed = opening.seed;
         let mut interface = Interface::new(config, &mut wire, now);
@@ -123,7 +158,7 @@ impl Engine {
         )));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let socket = sockets.add(socket);
-        Self { interface, sockets, socket, mtu: opening.mtu, last_sent: None }
+        Self { interface, sockets, socket, mtu: opening.mtu, sent: Sent::default() }
     }
 
     fn socket(&self) -> &Socket<'static> {
@@ -157,8 +192,7 @@ impl Engine {
         peer: P,
         replies: &mut PacketBatch<P>,
     ) {
-        let mut wire =
-            Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, last_sent: &mut self.last_sent };
+        let mut wire = Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, sent: &mut self.sent };
         let _ = self.interface.poll_ingress_single(now, &mut wire, &mut self.sockets);
     }
 
@@ -170,7 +204,7 @@ impl Engine {
         out: &mut PacketBatch<P>,
         budget: usize,
     ) -> bool {
-        let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, last_sent: &mut self.last_sent };
+        let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, sent: &mut self.sent };
         for _ in 0..budget {
             let result = self.interface.poll_egress(now, &mut wire, &mut self.sockets);
             if result == PollResult::None {
@@ -232,7 +266,7 @@ impl Engine {
     }
 
     pub(super) fn last_sent(&self) -> Option<tcp::Segment> {
-        self.last_sent
+        self.sent.last
     }
 }
 
@@ -242,7 +276,7 @@ struct Wire<'a, P> {
     outgoing: &'a mut PacketBatch<P>,
     peer: P,
     mtu: usize,
-    last_sent: &'a mut Option<tcp::Segment>,
+    sent: &'a mut Sent,
 }
 
 struct Incoming<'a>(&'a [u8]);
@@ -250,7 +284,7 @@ struct Incoming<'a>(&'a [u8]);
 struct Outgoing<'a, P> {
     batch: &'a mut PacketBatch<P>,
     peer: P,
-    last_sent: &'a mut Option<tcp::Segment>,
+    sent: &'a mut Sent,
 }
 
 impl<P: Copy> phy::Device for Wire<'_, P> {
@@ -270,7 +304,7 @@ impl<P: Copy> phy::Device for Wire<'_, P> {
     }
 
     fn transmit(&mut self, _: EngineInstant) -> Option<Self::TxToken<'_>> {
-        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, last_sent: &mut *self.last_sent })
+        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, sent: &mut *self.sent })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -294,10 +328,7 @@ impl<P: Copy> phy::TxToken for Outgoing<'_, P> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
         self.batch.push(self.peer, length, |packet| {
             let result = write(packet);
-            let sent = Packet::parse(packet).ok();
-            if let Some(segment) = sent.and_then(|packet| tcp::Segment::parse(&packet)) {
-                *self.last_sent = Some(segment);
-            }
+            self.sent.note(packet);
             result
         })
     }

@@ -333,6 +333,29 @@ fn our_own_freeze_is_not_held_against_the_peer() {
     assert_eq!(pair.read_all(1, server.id).0, b"awake");
 }
 
+/// What arrived is acknowledged though both ends have gone back to repeat it: else each refuses the other's acknowledgements as old
+/// ones, for ever.
+#[test]
+fn both_ends_may_repeat_at_once() {
+    let mut pair = Pair::new(Link::with_round_trip(100));
+    let (client, server) = pair.connected(22);
+    for (end, id) in [(0, client), (1, server.id)] {
+        assert_eq!(pair.stacks[end].write(pair.now, id, &[7; 5000]), Ok(5000));
+    }
+    pair.settle();
+    // What is under way arrives, and no acknowledgement does.
+    pair.cut = true;
+    pair.pass(Duration::from_millis(500));
+    pair.cut = false;
+    for (end, id) in [(0, client), (1, server.id)] {
+        assert_eq!(pair.stacks[end].write(pair.now, id, b"more"), Ok(4));
+    }
+    pair.pass(5 * SECOND);
+    for (end, id) in [(0, client), (1, server.id)] {
+        assert_eq!(pair.read_all(end, id).0.len(), 5004);
+    }
+}
+
 #[test]
 fn a_peer_that_does_not_read_slows_the_sender_and_loses_nothing() {
     let mut pair = Pair::new(Link::ideal());
