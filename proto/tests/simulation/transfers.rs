@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use nixtail_proto::node::{Path, PingKind};
 
-use crate::world::{Link, REGION, SECOND, World};
+use crate::link::Link;
+use crate::world::{REGION, SECOND, World};
 
 const MIB: u64 = 1 << 20;
 const MILLISECOND: Duration = Duration::from_millis(1);
@@ -12,7 +13,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 #[test]
 fn sixty_four_mib_survive_loss_delay_and_reordering() {
     let mut world = World::pair(1);
-    world.udp = Link { delay: 20 * MILLISECOND, lost_ppm: 10_000, late_ppm: 20_000 };
+    world.udp = Link { delay: 20 * MILLISECOND, lost_ppm: 10_000, late_ppm: 20_000, ..Link::default() };
     world.hosts[1].node.listen(22, 8).unwrap();
     let mut stream = world.connect(0, 1, 22, 10 * SECOND);
     let begun = world.now;

@@ -1,96 +1,115 @@
-//! A network of whole nodes in one thread under virtual time: links with delay, loss and reordering, relays, and a
-//! control plane that is a list of nodes.
+//! A network of whole nodes in one thread under virtual time: sites behind NATs, links, relays, control.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use nixtail_proto::key::{DiscoPrivate, DiscoPublic, NodePrivate, NodePublic};
-use nixtail_proto::netmap::Netmap;
-use nixtail_proto::node::{Destination, Event, Node, NodeConfig, Path, PingId, PingKind};
-use nixtail_proto::stack::{ConnectionError, ConnectionId, Read};
+use nixtail_proto::key::{DiscoPrivate, NodePrivate, NodePublic};
+use nixtail_proto::node::{Destination, Event, Node, NodeConfig};
 use nixtail_proto::stun;
-use nixtail_proto::tailcfg::{self, DerpNode, DerpRegion, EndpointType, FilterRule, RegionId};
+use nixtail_proto::tailcfg::{self, EndpointType, RegionId};
 use rand::rngs::StdRng;
-use rand::{Rng, RngExt as _, SeedableRng};
+use rand::{Rng as _, SeedableRng as _};
+
+use crate::control::Control;
+use crate::host::{Host, Site, Standing};
+use crate::landmarks::{Observer, Way};
+use crate::link::Link;
+use crate::nat::{Nat, NatKind};
+use crate::queue::Queue;
+use crate::relay::Frame;
 
 pub(crate) const REGION: RegionId = 1;
 pub(crate) const SECOND: Duration = Duration::from_secs(1);
-const MILLISECOND: Duration = Duration::from_millis(1);
+pub(crate) const MILLISECOND: Duration = Duration::from_millis(1);
+/// Between hosts of one site.
+const LAN_DELAY: Duration = Duration::from_micros(200);
+/// Nobody has so much to do without time going on: more is a storm.
+const MAX_STEPS_AT_ONCE: u32 = 2000;
+/// What is under way at a time, at most: queues are bounded, and so is what they send at once.
+const MAX_UNDER_WAY: usize = 100_000;
 
-/// What a path does to packets.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Link {
-    pub(crate) delay: Duration,
-    /// Of a million packets, so many are lost.
-    pub(crate) lost_ppm: u32,
-    /// Of a million packets, so many come some milliseconds late.
-    pub(crate) late_ppm: u32,
-}
-
-impl Default for Link {
-    fn default() -> Self {
-        Self { delay: MILLISECOND, lost_ppm: 0, late_ppm: 0 }
-    }
-}
-
-/// A datagram under way, or something else that will happen.
-enum Happening {
-    Datagram { from: SocketAddr, to: SocketAddr, bytes: Vec<u8> },
-    Relayed { host: usize, from: NodePublic, bytes: Vec<u8> },
-    RelayConnected { host: usize },
+/// Something that will happen.
+#[derive(Debug)]
+pub(crate) enum Happening {
+    /// A datagram is where it was sent to; `site` has sent it.
+    Datagram {
+        from: SocketAddr,
+        to: SocketAddr,
+        site: Option<usize>,
+        bytes: Vec<u8>,
+    },
+    /// One within a site.
+    Local {
+        host: usize,
+        from: SocketAddr,
+        to: SocketAddr,
+        bytes: Vec<u8>,
+    },
+    AtRelay {
+        host: usize,
+        number: u64,
+        region: RegionId,
+        from: NodePublic,
+        to: NodePublic,
+        bytes: Vec<u8>,
+    },
+    FromRelay {
+        host: usize,
+        region: RegionId,
+        number: u64,
+        frame: Frame,
+    },
+    RelayDialled {
+        host: usize,
+        region: RegionId,
+        number: u64,
+        there: bool,
+    },
+    RelayDead {
+        host: usize,
+        region: RegionId,
+        number: u64,
+    },
+    Report {
+        host: usize,
+    },
+    Netmap {
+        host: usize,
+    },
 }
 
 /// Looks at a datagram (who sent it, which bytes) and says whether it may pass.
 pub(crate) type Tap = Box<dyn FnMut(usize, &[u8]) -> bool>;
 
-pub(crate) struct Host {
-    pub(crate) node: Node,
-    pub(crate) record: tailcfg::Node,
-    pub(crate) address: SocketAddr,
-    pub(crate) events: Vec<Event>,
-    pub(crate) timeouts: u64,
-    relay_connected: bool,
-    config: NodeConfig,
-}
-
-impl Host {
-    pub(crate) fn key(&self) -> NodePublic {
-        self.record.key
-    }
-
-    /// What seals its disco messages.
-    pub(crate) fn disco_key(&self) -> &DiscoPrivate {
-        &self.config.disco_key
-    }
-
-    /// The address inside the tailnet with a port.
-    pub(crate) fn tailnet(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(self.record.addresses[0].addr(), port)
-    }
-}
-
 pub(crate) struct World {
     pub(crate) start: Instant,
     pub(crate) now: Instant,
+    pub(crate) sites: Vec<Site>,
     pub(crate) hosts: Vec<Host>,
-    /// Between the hosts.
+    /// Between all sites.
     pub(crate) udp: Link,
-    /// Between a host and the relay.
+    /// Between any host and any relay.
     pub(crate) derp: Link,
+    /// Regions, and whether their relay and STUN server are there.
+    pub(crate) relays: BTreeMap<RegionId, bool>,
+    /// Pairs of sites (the smaller number first) between which no datagram passes.
+    pub(crate) severed: BTreeSet<(usize, usize)>,
+    pub(crate) control: Control,
     /// Who lets whom in: (from, to) pairs that the filter of `to` doesn't allow.
     pub(crate) denied: BTreeSet<(usize, usize)>,
     /// Peers that are in everybody's netmap and never there.
     pub(crate) absent: u32,
     pub(crate) tap: Option<Tap>,
+    pub(crate) observer: Option<Observer>,
     pub(crate) relayed_bytes: u64,
     pub(crate) direct_bytes: u64,
-    rng: StdRng,
-    under_way: BinaryHeap<Reverse<(Instant, u64)>>,
-    happenings: BTreeMap<u64, Happening>,
-    next: u64,
+    pub(crate) rng: StdRng,
+    pub(crate) queue: Queue<Happening>,
+    pub(crate) next_dial: u64,
+    /// Which site a public address leads to.
+    routes: HashMap<IpAddr, usize>,
+    steps_at_once: u32,
     buffer: Vec<u8>,
 }
 
@@ -101,18 +120,24 @@ impl World {
         Self {
             start,
             now: start,
+            sites: Vec::new(),
             hosts: Vec::new(),
             udp: Link::default(),
             derp: Link { delay: 5 * MILLISECOND, ..Link::default() },
+            relays: BTreeMap::from([(REGION, true)]),
+            severed: BTreeSet::new(),
+            control: Control::new(),
             denied: BTreeSet::new(),
             absent: 0,
             tap: None,
+            observer: None,
             relayed_bytes: 0,
             direct_bytes: 0,
             rng: StdRng::seed_from_u64(seed),
-            under_way: BinaryHeap::new(),
-            happenings: BTreeMap::new(),
-            next: 0,
+            queue: Queue::new(),
+            next_dial: 0,
+            routes: HashMap::new(),
+            steps_at_once: 0,
             buffer: vec![0; 65536],
         }
     }
@@ -130,8 +155,38 @@ impl World {
         self.now - self.start
     }
 
-    /// Adds a host; nobody knows it before [`World::publish`].
+    /// A site at the internet's middle that lets everything pass.
+    pub(crate) fn open_site() -> Site {
+        Site {
+            nat: Nat::new(NatKind::Open, [0, 0, 0, 0].into(), SECOND),
+            nat_v6: None,
+            access: Link::none(),
+            far: BTreeMap::new(),
+            udp: true,
+            cut: false,
+            moves: 0,
+        }
+    }
+
+    /// Adds a host with a site and a public address of its own; nobody knows it before [`World::publish`].
     pub(crate) fn add(&mut self, direct: bool, derp: bool) -> usize {
+        self.sites.push(Self::open_site());
+        let address = [192, 0, 2, u8::try_from(self.hosts.len() + 1).unwrap()];
+        let host = self.add_at(self.sites.len() - 1, (address, 41641).into(), None, (direct, derp));
+        let one = &mut self.hosts[host];
+        one.record.endpoints = if direct { vec![one.address] } else { Vec::new() };
+        one.record.home_derp = if derp { REGION } else { 0 };
+        host
+    }
+
+    /// Adds a host to a site.
+    pub(crate) fn add_at(
+        &mut self,
+        site: usize,
+        address: SocketAddr,
+        address_v6: Option<SocketAddr>,
+        (direct, derp): (bool, bool),
+    ) -> usize {
         let number = u8::try_from(self.hosts.len() + 1).unwrap();
         let config = NodeConfig {
             node_key: NodePrivate::generate(&mut self.rng),
@@ -139,7 +194,6 @@ impl World {
             direct,
             derp,
         };
-        let address: SocketAddr = ([192, 0, 2, number], 41641).into();
         let record = tailcfg::Node {
             id: i64::from(number),
             key: config.node_key.public(),
@@ -149,35 +203,61 @@ impl World {
                 format!("100.64.0.{number}/32").parse().unwrap(),
                 format!("fd7a:115c:a1e0::{number}/128").parse().unwrap(),
             ],
-            endpoints: if direct { vec![address] } else { Vec::new() },
-            home_derp: if derp { REGION } else { 0 },
             machine_authorized: true,
             ..tailcfg::Node::default()
         };
         let node = self.make(&config);
-        let timeouts = 0;
-        self.hosts.push(Host { node, record, address, events: Vec::new(), timeouts, relay_connected: false, config });
+        self.hosts.push(Host {
+            node,
+            record,
+            site,
+            address,
+            address_v6,
+            events: Vec::new(),
+            timeouts: 0,
+            sent: 0,
+            frozen: false,
+            relays: BTreeMap::new(),
+            dials: BTreeMap::new(),
+            config,
+            endpoints: Vec::new(),
+            home: 0,
+            control: Standing::default(),
+        });
         let host = self.hosts.len() - 1;
+        self.handle_addresses_changed();
         self.tell_address(host);
         host
-    }
-
-    fn stun_server() -> SocketAddr {
-        ([203, 0, 113, 1], 3478).into()
     }
 
     fn make(&mut self, config: &NodeConfig) -> Node {
         Node::new(config.clone(), self.now, Box::new(StdRng::seed_from_u64(self.rng.next_u64())))
     }
 
-    fn tell_address(&mut self, host: usize) {
+    /// Tells a host its own addresses and the STUN servers.
+    pub(crate) fn tell_address(&mut self, host: usize) {
+        let servers = self.relays.keys().flat_map(|region| Self::stun_servers(*region).map(|server| (*region, server)));
         let host = &mut self.hosts[host];
-        host.node.handle_local_endpoints(self.now, &[(host.address, EndpointType::Local)]);
-        host.node.handle_stun_servers(self.now, vec![(REGION, Self::stun_server())]);
+        let addresses = host.address_v6.into_iter().chain([host.address]);
+        let endpoints: Vec<_> = addresses.map(|address| (address, EndpointType::Local)).collect();
+        host.node.handle_local_endpoints(self.now, &endpoints);
+        let servers = servers.filter(|(_, server)| server.is_ipv4() || host.address_v6.is_some()).collect();
+        host.node.handle_stun_servers(self.now, servers);
+    }
+
+    /// Finds out anew which public address leads where.
+    pub(crate) fn handle_addresses_changed(&mut self) {
+        let own = self.hosts.iter().flat_map(|host| {
+            [Some(host.address), host.address_v6].into_iter().flatten().map(|address| (address.ip(), host.site))
+        });
+        // What is private leads nowhere from outside.
+        let own = own.filter(|(ip, _)| !matches!(ip, IpAddr::V4(ip) if ip.is_private()));
+        let nats = self.sites.iter().enumerate().map(|(site, one)| (one.nat.public, site));
+        self.routes = own.chain(nats.filter(|(ip, _)| !ip.is_unspecified())).collect();
     }
 
     /// The host's process ends and another begins, with a new node key if asked to. Nobody knows before
-    /// [`World::publish`].
+    /// [`World::publish`], or before control tells them.
     pub(crate) fn restart(&mut self, host: usize, new_key: bool) {
         let mut config = self.hosts[host].config.clone();
         if new_key {
@@ -191,43 +271,19 @@ impl World {
         one.node = node;
         one.config = config;
         one.events.clear();
-        one.relay_connected = false;
+        one.relays.clear();
+        one.dials.clear();
+        one.control.seen.clear();
         self.tell_address(host);
     }
 
-    /// Gives every host the netmap as it is now.
-    pub(crate) fn publish(&mut self) {
-        for host in 0..self.hosts.len() {
-            self.publish_to(host, |_| true);
-        }
+    /// Whether the host's site is connected to anything.
+    pub(crate) fn reaches_internet(&self, host: usize) -> bool {
+        !self.sites[self.hosts[host].site].cut
     }
 
-    /// Gives a host a netmap with the peers that it may know.
-    pub(crate) fn publish_to(&mut self, host: usize, knows: impl Fn(usize) -> bool) {
-        let peers = (0..self.hosts.len()).filter(|peer| *peer != host && knows(*peer));
-        let peers = peers.map(|peer| self.hosts[peer].record.clone()).chain((0..self.absent).map(absent_peer));
-        let peers = peers.map(|peer| (peer.id, Arc::new(peer))).collect();
-        let netmap = Netmap {
-            self_node: Arc::new(self.hosts[host].record.clone()),
-            peers,
-            derp_map: Arc::new(BTreeMap::from([(REGION, region())])),
-            filter_rules: Some(Arc::new(self.rules(host))),
-            ..Netmap::default()
-        };
-        self.hosts[host].node.handle_netmap(self.now, &netmap);
-        self.pump();
-    }
-
-    fn rules(&self, host: usize) -> Vec<FilterRule> {
-        let allowed = (0..self.hosts.len()).filter(|from| !self.denied.contains(&(*from, host)));
-        let sources: Vec<String> = allowed
-            .flat_map(|from| self.hosts[from].record.addresses.iter().map(|net| net.addr().to_string()))
-            .collect();
-        let any = serde_json::json!([{
-            "SrcIPs": sources,
-            "DstPorts": [{ "IP": "*", "Ports": { "First": 0, "Last": 65535 } }],
-        }]);
-        serde_json::from_value(any).unwrap()
+    pub(crate) fn is_severed(&self, one: usize, other: usize) -> bool {
+        self.severed.contains(&(one.min(other), one.max(other)))
     }
 
     /// Lets all hosts say what they have to say.
@@ -237,8 +293,8 @@ impl World {
         }
     }
 
-    fn pump_host(&mut self, host: usize) {
-        loop {
+    pub(crate) fn pump_host(&mut self, host: usize) {
+        while !self.hosts[host].frozen {
             let mut any = false;
             while let Some(event) = self.hosts[host].node.poll_event() {
                 any = true;
@@ -260,14 +316,14 @@ impl World {
     }
 
     fn handle_event(&mut self, host: usize, event: Event) {
+        self.note_event(host, &event);
         match event {
-            Event::DialDerp { region } => {
-                assert_eq!(region, REGION);
-                let at = self.now + 2 * self.derp.delay;
-                self.happen(at, Happening::RelayConnected { host });
+            Event::DialDerp { region } => self.dial_relay(host, region),
+            Event::CloseDerp { region } => self.close_relay(host, region),
+            event => {
+                self.handle_report(host, &event);
+                self.hosts[host].events.push(event);
             }
-            Event::CloseDerp { .. } => self.hosts[host].relay_connected = false,
-            event => self.hosts[host].events.push(event),
         }
     }
 
@@ -277,66 +333,82 @@ impl World {
         {
             return;
         }
-        let bytes = bytes.to_vec();
-        let (link, happening) = match destination {
+        self.hosts[host].sent += 1;
+        self.note_departure(host, destination, bytes);
+        match destination {
             Destination::Udp(to) => {
                 self.direct_bytes += bytes.len() as u64;
-                (self.udp, Happening::Datagram { from: self.hosts[host].address, to, bytes })
+                self.send_datagram(host, to, bytes);
             }
-            Destination::Derp { peer, .. } => {
+            Destination::Derp { region, peer } => {
                 self.relayed_bytes += bytes.len() as u64;
-                assert!(self.hosts[host].relay_connected, "a packet for a relay that isn't connected");
-                let found = self.hosts.iter().position(|one| one.key() == peer && one.relay_connected);
-                let Some(to) = found else {
-                    self.hosts[host].node.handle_derp_peer_gone(self.now, REGION, peer);
-                    return;
-                };
-                let twice = Link { delay: 2 * self.derp.delay, ..self.derp };
-                (twice, Happening::Relayed { host: to, from: self.hosts[host].key(), bytes })
+                self.send_to_relay(host, region, peer, bytes.to_vec());
             }
-        };
-        if self.rng.random_range(0..1_000_000) < link.lost_ppm {
-            return;
         }
-        let mut at = self.now + link.delay;
-        if self.rng.random_range(0..1_000_000) < link.late_ppm {
-            at += Duration::from_micros(self.rng.random_range(500..5000));
-        }
-        self.happen(at, happening);
     }
 
-    fn happen(&mut self, at: Instant, happening: Happening) {
-        self.under_way.push(Reverse((at, self.next)));
-        self.happenings.insert(self.next, happening);
-        self.next += 1;
+    fn send_datagram(&mut self, host: usize, to: SocketAddr, bytes: &[u8]) {
+        let one = &self.hosts[host];
+        let (site, from) = (one.site, if to.is_ipv4() { Some(one.address) } else { one.address_v6 });
+        // No address of that family: the network is unreachable.
+        let Some(from) = from else { return };
+        if let Some(near) = self.hosts.iter().position(|other| other.site == site && other.has_address(to)) {
+            let bytes = bytes.to_vec();
+            return self.happen(self.now + LAN_DELAY, Happening::Local { host: near, from, to, bytes });
+        }
+        let here = &mut self.sites[site];
+        let nat = if to.is_ipv4() { Some(&mut here.nat) } else { here.nat_v6.as_mut() };
+        let Some(nat) = nat.filter(|_| here.udp && !here.cut) else { return };
+        let from = nat.outbound(self.now, from, to, &mut self.rng);
+        self.carry_datagram(from, to, Some(site), bytes);
+    }
+
+    /// Over the internet, to a site or a STUN server.
+    fn carry_datagram(&mut self, from: SocketAddr, to: SocketAddr, site: Option<usize>, bytes: &[u8]) {
+        let server = |world: &Self, address| world.region_of_stun_server(address);
+        let region = server(self, to).or_else(|| server(self, from));
+        let far_end = self.routes.get(&to.ip()).copied();
+        let mut copies = vec![Duration::ZERO];
+        self.udp.carry(self.now, &mut self.rng, &mut copies);
+        for end in [site, far_end.filter(|far_end| Some(*far_end) != site)].into_iter().flatten() {
+            let far = region.and_then(|region| self.sites[end].far.get(&region)).copied().unwrap_or_default();
+            copies.iter_mut().for_each(|taken| *taken += far);
+            self.sites[end].access.carry(self.now, &mut self.rng, &mut copies);
+        }
+        for taken in copies {
+            self.happen(self.now + taken, Happening::Datagram { from, to, site, bytes: bytes.to_vec() });
+        }
+    }
+
+    pub(crate) fn happen(&mut self, at: Instant, happening: Happening) {
+        self.queue.push(at, happening);
+        assert!(self.queue.len() < MAX_UNDER_WAY, "{} packets under way", self.queue.len());
     }
 
     /// A datagram out of nowhere.
     pub(crate) fn inject(&mut self, from: SocketAddr, to: usize, bytes: Vec<u8>) {
         let to = self.hosts[to].address;
-        self.happen(self.now, Happening::Datagram { from, to, bytes });
+        self.happen(self.now, Happening::Datagram { from, to, site: None, bytes });
     }
 
     /// Goes on to the next thing that happens, but not beyond `end`. Says whether there was one.
     pub(crate) fn step(&mut self, end: Instant) -> bool {
-        let arrival = self.under_way.peek().map(|Reverse((at, _))| *at);
-        let timer = self.hosts.iter_mut().filter_map(|host| host.node.poll_timeout()).min();
-        let Some(next) = arrival.into_iter().chain(timer).min().filter(|at| *at <= end) else {
+        let awake = self.hosts.iter_mut().filter(|host| !host.frozen);
+        let timer = awake.filter_map(|host| host.node.poll_timeout()).min();
+        let Some(next) = self.queue.next_at().into_iter().chain(timer).min().filter(|at| *at <= end) else {
             self.now = end;
             return false;
         };
+        self.steps_at_once = if next > self.now { 0 } else { self.steps_at_once + 1 };
+        assert!(self.steps_at_once < MAX_STEPS_AT_ONCE, "a storm: time doesn't go on");
         self.now = self.now.max(next);
         let mut touched = BTreeSet::new();
-        while let Some(Reverse((at, id))) = self.under_way.peek().copied()
-            && at <= self.now
-        {
-            self.under_way.pop();
-            let happening = self.happenings.remove(&id).unwrap();
+        while let Some(happening) = self.queue.pop_due(self.now) {
             touched.extend(self.arrive(happening));
         }
         for host in 0..self.hosts.len() {
             let one = &mut self.hosts[host];
-            if one.node.poll_timeout().is_some_and(|at| at <= self.now) {
+            if !one.frozen && one.node.poll_timeout().is_some_and(|at| at <= self.now) {
                 one.node.handle_timeout(self.now);
                 one.timeouts += 1;
                 touched.insert(host);
@@ -348,31 +420,74 @@ impl World {
         true
     }
 
+    /// Answers which host it concerns.
     fn arrive(&mut self, happening: Happening) -> Option<usize> {
-        match happening {
-            Happening::Datagram { from, to, bytes } if to == Self::stun_server() => {
+        let host = match happening {
+            Happening::Datagram { from, to, site, bytes } => return self.handle_datagram(from, to, site, bytes),
+            Happening::Local { host, from, to, bytes } => {
+                return if self.hosts[host].has_address(to) { self.deliver(host, from, bytes) } else { None };
+            }
+            Happening::AtRelay { host, number, region, from, to, bytes } => {
+                self.forward(region, (host, number), [from, to], bytes);
+                return None;
+            }
+            Happening::FromRelay { host, region, number, frame } => {
+                self.handle_relay_frame(host, region, number, frame);
+                host
+            }
+            Happening::RelayDialled { host, region, number, there } => {
+                self.handle_dialled(host, region, number, there);
+                host
+            }
+            Happening::RelayDead { host, region, number } => {
+                self.handle_relay_dead(host, region, number);
+                host
+            }
+            Happening::Report { host } => {
+                self.handle_report_arrived(host);
+                host
+            }
+            Happening::Netmap { host } => {
+                self.handle_netmap_arrived(host);
+                host
+            }
+        };
+        Some(host)
+    }
+
+    fn handle_datagram(
+        &mut self,
+        from: SocketAddr,
+        to: SocketAddr,
+        sender: Option<usize>,
+        bytes: Vec<u8>,
+    ) -> Option<usize> {
+        if let Some(region) = self.region_of_stun_server(to) {
+            if self.relays[&region] {
                 let answer = stun::response(stun::parse_request(&bytes).unwrap(), from);
-                self.happen(self.now + self.udp.delay, Happening::Datagram { from: to, to: from, bytes: answer });
-                None
+                self.carry_datagram(to, from, None, &answer);
             }
-            Happening::Datagram { from, to, mut bytes } => {
-                let host = self.hosts.iter().position(|host| host.address == to)?;
-                let size = bytes.len();
-                self.hosts[host].node.handle_datagrams(self.now, from, &mut bytes, size);
-                Some(host)
-            }
-            Happening::Relayed { host, from, mut bytes } => {
-                if self.hosts[host].relay_connected {
-                    self.hosts[host].node.handle_derp_packet(self.now, REGION, from, &mut bytes);
-                }
-                Some(host)
-            }
-            Happening::RelayConnected { host } => {
-                self.hosts[host].relay_connected = true;
-                self.hosts[host].node.handle_derp_connected(self.now, REGION);
-                Some(host)
-            }
+            return None;
         }
+        let site = *self.routes.get(&to.ip())?;
+        if sender.is_some_and(|sender| self.is_severed(sender, site)) {
+            return None;
+        }
+        let there = &mut self.sites[site];
+        let nat = if to.is_ipv4() { Some(&mut there.nat) } else { there.nat_v6.as_mut() };
+        let inside = nat.filter(|_| there.udp && !there.cut)?.inbound(self.now, from, to)?;
+        let host = self.hosts.iter().position(|host| host.site == site && host.has_address(inside))?;
+        self.deliver(host, from, bytes)
+    }
+
+    fn deliver(&mut self, host: usize, from: SocketAddr, mut bytes: Vec<u8>) -> Option<usize> {
+        if self.hosts[host].frozen {
+            return None;
+        }
+        self.note_arrival(host, Way::Udp(from), None, &bytes);
+        let size = bytes.len();
+        self.hosts[host].node.handle_datagrams(self.now, from, &mut bytes, size);
+        Some(host)
     }
 
     /// Lets time pass.
@@ -391,145 +506,4 @@ impl World {
             assert!(self.step(end), "after {limit:?}, still not: {what}");
         }
     }
-
-    /// Dials from one host to a port of another, where it waits to be accepted. Panics if that takes longer than `limit`.
-    pub(crate) fn connect(&mut self, from: usize, to: usize, port: u16, limit: Duration) -> Stream {
-        let remote = self.hosts[to].tailnet(port);
-        let near = self.hosts[from].node.connect(self.now, remote).unwrap();
-        let mut far = None;
-        self.pass_until(limit, "connected", |world| {
-            far = far.or_else(|| world.hosts[to].node.accept(port));
-            far.is_some() && world.has(from, |event| matches!(event, Event::Connected { id, .. } if *id == near))
-        });
-        let far = far.unwrap();
-        assert_eq!(far.peer, self.hosts[from].key(), "a stream carries the key of the session that it came through");
-        Stream { from, to, near, far: far.id, sent: 0, received: 0 }
-    }
-
-    pub(crate) fn has(&self, host: usize, wanted: impl Fn(&Event) -> bool) -> bool {
-        self.hosts[host].events.iter().any(wanted)
-    }
-
-    /// How a connection ended, if it did.
-    pub(crate) fn closed(&self, host: usize, connection: ConnectionId) -> Option<Option<ConnectionError>> {
-        self.hosts[host].events.iter().find_map(|event| match event {
-            Event::Closed { id, error } if *id == connection => Some(*error),
-            _ => None,
-        })
-    }
-
-    pub(crate) fn path(&self, host: usize, peer: usize) -> Path {
-        let key = self.hosts[peer].key();
-        let status = self.hosts[host].node.peer_status(self.now).find(|status| status.key == key);
-        status.map_or(Path::None, |status| status.path)
-    }
-
-    /// Pings and waits for the answer.
-    pub(crate) fn ping(&mut self, from: usize, to: usize, kind: PingKind) -> Option<(Duration, Path)> {
-        let key = self.hosts[to].key();
-        let ping: PingId = self.hosts[from].node.ping(self.now, key, kind).unwrap();
-        let mut answer = None;
-        self.pass_until(10 * SECOND, "an answer or a failure", |world| {
-            world.hosts[from].events.iter().any(|event| match event {
-                Event::PingReply { id, latency, path, .. } if *id == ping => {
-                    answer = Some((*latency, *path));
-                    true
-                }
-                Event::PingFailed { id, .. } => *id == ping,
-                _ => false,
-            })
-        });
-        answer
-    }
-
-    /// Sends so many bytes along the stream and checks each. Panics if it takes longer than `limit`.
-    pub(crate) fn transfer(&mut self, stream: &mut Stream, bytes: u64, limit: Duration) {
-        let goal = stream.received + bytes;
-        self.pass_until(limit, "all bytes arrived", |world| {
-            stream.write(world, goal);
-            stream.read(world);
-            stream.received == goal
-        });
-    }
-}
-
-/// A stream between two hosts that carries a known pattern from `from` to `to`.
-#[derive(Debug)]
-pub(crate) struct Stream {
-    pub(crate) from: usize,
-    pub(crate) to: usize,
-    pub(crate) near: ConnectionId,
-    pub(crate) far: ConnectionId,
-    pub(crate) sent: u64,
-    pub(crate) received: u64,
-}
-
-impl Stream {
-    pub(crate) fn write(&mut self, world: &mut World, goal: u64) {
-        let pattern = pattern();
-        while self.sent < goal {
-            let offset = usize::try_from(self.sent % PERIOD as u64).unwrap();
-            let length = usize::try_from(goal - self.sent).unwrap().min(PERIOD);
-            let node = &mut world.hosts[self.from].node;
-            let taken = node.write(world.now, self.near, &pattern[offset..offset + length]).expect("writing");
-            self.sent += taken as u64;
-            if taken < length {
-                return;
-            }
-        }
-    }
-
-    pub(crate) fn read(&mut self, world: &mut World) {
-        let (pattern, mut bytes) = (pattern(), vec![0; PERIOD]);
-        loop {
-            let node = &mut world.hosts[self.to].node;
-            match node.read(world.now, self.far, &mut bytes).expect("reading") {
-                Read::Bytes(length) => {
-                    let offset = usize::try_from(self.received % PERIOD as u64).unwrap();
-                    assert!(bytes[..length] == pattern[offset..offset + length], "wrong bytes at {}", self.received);
-                    self.received += length as u64;
-                }
-                Read::Empty => return,
-                Read::Eof => panic!("the stream ended after {} bytes", self.received),
-            }
-        }
-    }
-}
-
-/// Not a divisor of any packet or buffer size.
-const PERIOD: usize = 65_521;
-
-/// Twice the pattern, so that any offset has a whole period behind it.
-fn pattern() -> &'static [u8] {
-    static PATTERN: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
-    PATTERN.get_or_init(|| {
-        let mut period = vec![0; PERIOD];
-        StdRng::seed_from_u64(1).fill_bytes(&mut period);
-        period.repeat(2)
-    })
-}
-
-fn absent_peer(number: u32) -> tailcfg::Node {
-    let [_, a, b, c] = number.to_be_bytes();
-    let mut key = [0xee; 32];
-    key[..4].copy_from_slice(&number.to_be_bytes());
-    tailcfg::Node {
-        id: 1000 + i64::from(number),
-        key: NodePublic::from_bytes(key),
-        disco_key: DiscoPublic::from_bytes(key),
-        addresses: vec![format!("100.{}.{b}.{c}/32", 65 + a).parse().unwrap()],
-        endpoints: vec![([10, a, b, c], 41641).into()],
-        home_derp: REGION,
-        ..tailcfg::Node::default()
-    }
-}
-
-fn region() -> DerpRegion {
-    let node = DerpNode {
-        name: "1a".to_owned(),
-        region_id: REGION,
-        host_name: "derp.example".to_owned(),
-        ..DerpNode::default()
-    };
-    DerpRegion { region_id: REGION, region_code: "sim".to_owned(), nodes: vec![node], ..DerpRegion::default() }
 }
