@@ -76,8 +76,9 @@ impl Node {
         };
         tunnel.handle_timeout(now, &self.identity, &mut self.rng);
         let route = tunnel.route(now);
-        if !route.exists() && tunnel.session.wants_path() {
-            // Nothing can be sent before an address answers, which the tunnel looks for, or a relay is connected.
+        if tunnel.paths.lacks_relay(now) && tunnel.session.wants_path() {
+            // Nothing can be sent, or nothing may arrive, before an address answers, which the tunnel looks for, or a relay is
+            // connected.
             self.refresh_region(now, id, true);
         }
         if self.send_disco(now, id) {
@@ -134,12 +135,17 @@ impl Node {
         let peer = self.peers.get_mut(id)?;
         let key = peer.key;
         let tunnel = peer.tunnel.as_mut()?;
+        let lacks_relay = tunnel.paths.lacks_relay(now);
         tunnel.bytes_sent += train.len as u64;
         tunnel.paths.handle_sent(now, &mut self.rng);
         let relayed = route.derp.map(|region| {
             self.relay.handle_wanted(now, region);
             Destination::Derp { region, peer: key }
         });
+        if lacks_relay {
+            // The relay was idle while packets went directly, and may be closed since.
+            self.refresh_region(now, id, true);
+        }
         self.note_activity(now);
         let direct = route.udp.map(Destination::Udp);
         if direct.is_some()

@@ -91,6 +91,31 @@ fn it_begins_at_the_relay_and_moves_to_udp_without_losing_a_byte() {
     assert_eq!(world.path(0, 1), Path::Derp(REGION));
 }
 
+/// Each is at home at another relay, and both have closed the connection to the other's while packets went directly.
+#[test]
+fn a_relay_that_was_idle_is_dialled_when_udp_dies() {
+    let mut world = World::new(20);
+    world.relays.insert(2, true);
+    world.control.derp_map = std::sync::Arc::new([1, 2].map(|region| (region, World::region(region))).into());
+    for host in [world.add(true, true), world.add(true, true)] {
+        let far = |region| if usize::from(region) == host + 1 { 0 } else { 200 } * MILLISECOND;
+        world.sites[host].far = [1, 2].map(|region| (region, far(region))).into();
+        world.hosts[host].record.home_derp = if host == 0 { 1 } else { 2 };
+        world.tell_address(host);
+    }
+    world.publish();
+    world.hosts[1].node.listen(22, 8).unwrap();
+    let mut stream = world.connect(0, 1, 22, 2 * SECOND);
+    for _ in 0..90 {
+        world.transfer(&mut stream, 1000, SECOND);
+        world.pass(SECOND);
+    }
+    assert_eq!([0, 1].map(|host| world.hosts[host].relays.len()), [1, 1], "the other's relay is closed");
+    world.udp.lost_ppm = 1_000_000;
+    world.transfer(&mut stream, 1000, 20 * SECOND);
+    assert!(matches!(world.path(0, 1), Path::Derp(_)), "{:?}", world.path(0, 1));
+}
+
 #[test]
 fn lost_handshakes_cost_less_than_a_second() {
     for lost in 1..=2 {

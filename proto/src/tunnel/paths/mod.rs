@@ -399,6 +399,11 @@ impl Paths {
         self.best.filter(|best| best.trusted_until > now).map(|best| best.latency)
     }
 
+    /// Whether a relay would help: none is connected that reaches the peer, and no address is trusted.
+    pub fn lacks_relay(&self, now: Instant) -> bool {
+        self.region.is_none() && !self.is_trusted(now)
+    }
+
     fn is_trusted(&self, now: Instant) -> bool {
         self.best.is_some_and(|best| best.trusted_until > now)
     }
