@@ -7,6 +7,8 @@ const { setTimeout: sleep } = require('node:timers/promises');
 
 /** How often log and ready line are looked at. */
 const GLANCE_MS = 100;
+/** How long an agent may take to leave the tailnet, beside its builds: it gives up after some 20 s by itself. */
+const LEAVE_MS = 45_000;
 /** What a command about the agent may answer, in bytes: a status with hundreds of peers. */
 const MAX_ANSWER = 16 * 1024 * 1024;
 
@@ -33,7 +35,12 @@ class Agent {
       child.once('error', (error) => resolve({ code: null, signal: null, error }));
       child.once('exit', (code, signal) => resolve({ code, signal }));
     });
-    this.ended.then((end) => { this.end = end; });
+    /** How long it may take to leave after a signal: what it drains, and some 20 s. */
+    this.patience = LEAVE_MS;
+    this.ended.then((end) => {
+      this.end = end;
+      clearTimeout(this.last);
+    });
   }
 
   /** Sends a signal. The second one would end it at once, without a logout: so there is only the first. */
@@ -41,6 +48,8 @@ class Agent {
     if (this.told || this.end) return;
     this.told = signal;
     this.child.kill(signal);
+    // One that hangs heeds none of it.
+    this.last = setTimeout(() => this.child.kill('SIGKILL'), this.patience);
   }
 
   /** Waits until it is ready or has ended; calls `look` from time to time. @returns {Promise<string|null>} the ready line */

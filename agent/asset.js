@@ -34,26 +34,32 @@ function assetFor(table, platform = process.platform, arch = process.arch) {
   return { tag: table.tag, name, sha256 };
 }
 
-/** Where a release of the action's own repository keeps it. */
-function urlOf(asset, env) {
-  const server = env.GITHUB_SERVER_URL || 'https://github.com';
+const GITHUB = 'https://github.com';
+
+/** Where a release of the action's own repository keeps it: at the server that runs the job, or at GitHub, from which that has it. */
+function urlsOf(asset, env, github = GITHUB) {
+  const servers = new Set([env.GITHUB_SERVER_URL || github, github]);
   const repository = env.GITHUB_ACTION_REPOSITORY || env.GITHUB_REPOSITORY;
-  return `${server}/${repository}/releases/download/${asset.tag}/${asset.name}`;
+  return [...servers].map((server) => `${server}/${repository}/releases/download/${asset.tag}/${asset.name}`);
 }
 
 /**
  * Downloads an asset to `folder` and checks it. What isn't what the table says is removed unstarted.
  * @returns {Promise<string>} the program's path
  */
-async function downloadAsset(asset, folder, { env = process.env, fetch = globalThis.fetch, pause = 1000 } = {}) {
-  const url = urlOf(asset, env);
+async function downloadAsset(asset, folder, { env = process.env, fetch = globalThis.fetch, pause = 1000, github } = {}) {
   const file = path.join(folder, 'nixtail');
+  let [url, ...others] = urlsOf(asset, env, github);
   let found;
   for (let attempt = 0; found === undefined; attempt++) {
     try {
       found = await save(await ask(url, fetch), file);
     } catch (error) {
-      if (error instanceof Failure) throw error;
+      if (error instanceof Failure) {
+        if (!error.isMissing || others.length === 0) throw error;
+        [url, ...others] = others;
+        continue;
+      }
       if (attempt + 1 === ATTEMPTS) {
         throw new Failure(`${url} can't be downloaded: ${error.cause?.code ?? error.message}`,
           'Run the job again. Behind a proxy or without the internet, put the binary there yourself and name it with `source-binary`.', { exitCode: 69 });
@@ -76,7 +82,7 @@ async function ask(url, fetch) {
   await answer.body?.cancel();
   if (answer.status < 500 && answer.status !== 429) {
     throw new Failure(`${url} isn't there: the server answered ${answer.status}`,
-      'Pin the action by the SHA of a release (the README names it), or name a binary with `source-binary`.', { title: 'nixtail: missing asset', exitCode: 69 });
+      'Pin the action by the SHA of a release (the README names it), or name a binary with `source-binary`.', { title: 'nixtail: missing asset', exitCode: 69, isMissing: true });
   }
   throw new Error(`the server answered ${answer.status}`);
 }
@@ -100,4 +106,4 @@ async function save(answer, file) {
   return hash.digest('hex');
 }
 
-module.exports = { assetFor, downloadAsset, urlOf };
+module.exports = { assetFor, downloadAsset, urlsOf };

@@ -15,11 +15,11 @@ const SOURCE = path.resolve(__dirname, '..');
  * Puts the program into `folder`.
  * @returns {Promise<string>} its absolute path
  */
-async function findBinary(inputs, folder, { commands, env = process.env, table, fetch, pause } = {}) {
+async function findBinary(inputs, folder, { commands, env = process.env, table, fetch, pause, github } = {}) {
   if (inputs.sourceBinary) return link(named(inputs.sourceBinary, env), folder);
   const checksums = table ?? JSON.parse(fs.readFileSync(path.join(__dirname, 'checksums.json'), 'utf8'));
   const asset = assetFor(checksums);
-  if (asset) return downloadAsset(asset, folder, { env, fetch, pause });
+  if (asset) return downloadAsset(asset, folder, { env, fetch, pause, github });
   return link(await build(folder, { commands, env }), folder);
 }
 

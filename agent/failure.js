@@ -3,10 +3,10 @@
 
 /** What failed and why; `next` says what to do. */
 class Failure extends Error {
-  /** @param {string} message @param {string} [next] @param {{title?: string, exitCode?: number}} [more] */
-  constructor(message, next, { title = 'nixtail', exitCode = 1 } = {}) {
+  /** @param {string} message @param {string} [next] @param {{title?: string, exitCode?: number, isMissing?: boolean}} [more] */
+  constructor(message, next, { title = 'nixtail', exitCode = 1, isMissing = false } = {}) {
     super(message);
-    Object.assign(this, { next, title, exitCode });
+    Object.assign(this, { next, title, exitCode, isMissing });
   }
 
   /** All of it. */

@@ -6,7 +6,9 @@ const os = require('node:os');
 const path = require('node:path');
 
 /** A Unix socket's path has 104 bytes on macOS, 108 on Linux; the longest name that we need beside it is some 20. */
-const MAX_PATH = 80;
+const MAX_PATH = 79;
+/** What Nix and ssh read without quotes (`src/direct/lane.rs`). */
+const PLAIN = /^[A-Za-z0-9/._-]+$/;
 
 class Folder {
   constructor(root) {
@@ -24,7 +26,7 @@ class Folder {
   /** Makes one below the runner's own temporary folder, or below the system's where that can't hold a socket. */
   static make(env = process.env) {
     const places = [env.RUNNER_TEMP, os.tmpdir()].filter((place) => place && path.isAbsolute(place));
-    const fits = (place) => Buffer.byteLength(place) <= MAX_PATH - 'nixtail-XXXXXX/'.length && !/[\s']/.test(place);
+    const fits = (place) => Buffer.byteLength(place) <= MAX_PATH - 'nixtail-XXXXXX/'.length && PLAIN.test(place);
     const place = places.find(fits) ?? '/tmp';
     // mkdtemp makes it 0700.
     const folder = new Folder(fs.mkdtempSync(path.join(place, 'nixtail-')));

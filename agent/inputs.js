@@ -59,6 +59,11 @@ function readInputs(env = process.env) {
   const read = new Reader(env);
   const role = read.choice('role', 'builder', ['builder', 'coordinator']);
   const builderTimeout = read.duration('builder_timeout', '300');
+  const [background, unclaimed] = [read.flag('background', false), read.choice('unclaimed', 'success', ['success', 'failure'])];
+  if (background && unclaimed === 'failure') {
+    throw new Failure('unclaimed: failure is given with background: true, where no step is left to fail',
+      'Leave one of them out.', { exitCode: 2 });
+  }
   return {
     role,
     credential: {
@@ -85,8 +90,8 @@ function readInputs(env = process.env) {
     transport: read.choice('transport', '', ['', 'auto', 'direct', 'ssh']),
     login: read.line('login', 'nix', /^[A-Za-z_][A-Za-z0-9._-]{0,31}$/, 'a user name'),
     extraNixConfig: read.text('extra_nix_config'),
-    background: read.flag('background', false),
-    unclaimed: read.choice('unclaimed', 'success', ['success', 'failure']),
+    background,
+    unclaimed,
     logMode: read.choice('log-mode', 'grouped', ['grouped', 'normal', 'quiet']),
     sourceBinary: read.text('source-binary'),
   };

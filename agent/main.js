@@ -18,7 +18,7 @@ const { readTrigger } = require('./trigger');
 const { run } = require('./script');
 const { RunnerFiles } = require('./runner_files');
 const { variablesOf, withSettings } = require('./nix_environment');
-const { writePrograms } = require('./programs');
+const { writeIdlePrograms, writePrograms } = require('./programs');
 
 /** How long joining may take beside a coordinator's wait for its builders. */
 const JOINING_S = 120;
@@ -37,7 +37,7 @@ async function main({ env = process.env, commands = new Commands() } = {}) {
   const trigger = readTrigger(env);
   refuseUnsafe(trigger, inputs);
   const credential = isWithoutToken(trigger, inputs, env) ? null : await findCredential(inputs.credential, { commands, env });
-  if (!credential) return withoutCredential(trigger, inputs, { commands, files });
+  if (!credential) return withoutCredential(trigger, inputs, { commands, files, env });
 
   const folder = Folder.make(env);
   // Before anything is started: whatever happens, post finds it.
@@ -52,6 +52,9 @@ async function main({ env = process.env, commands = new Commands() } = {}) {
     env: agentEnvironment(env, credential.env),
     stdin: credential.stdin,
   });
+  files.state('started', 'true');
+  // Without a wish of the user's, builds get 30 s after SIGTERM.
+  agent.patience += 1000 * (inputs.drain ?? 30);
   const interrupted = passSignalsOn(agent);
   const view = new LogView(folder.log, inputs.logMode, `nixtail ${inputs.role}`, commands);
   let line;
@@ -87,7 +90,7 @@ const isWithoutToken = (trigger, { credential }, env) =>
   trigger.withoutSecrets && credential.clientId !== '' && !credential.authKey && !env.ACTIONS_ID_TOKEN_REQUEST_TOKEN;
 
 /** Nothing to log in with: where GitHub gives none, the job goes on alone. */
-function withoutCredential(trigger, inputs, { commands, files }) {
+function withoutCredential(trigger, inputs, { commands, files, env }) {
   const { withoutSecrets: why } = trigger;
   if (!why || inputs.withoutSecrets === 'fail') {
     const reason = why ? `: GitHub gives this job no secrets, since ${why}` : '';
@@ -100,6 +103,11 @@ function withoutCredential(trigger, inputs, { commands, files }) {
   files.output('builders', '');
   files.output('systems', '');
   files.output('max-jobs', 'auto');
+  // Later steps call what is usually there.
+  const folder = Folder.make(env);
+  files.state('folder', folder.root);
+  writeIdlePrograms(folder);
+  files.path(folder.bin);
 }
 
 /** Waits for the ready line, and tells in time what may keep it away. */
@@ -154,7 +162,7 @@ async function publish(binary, { inputs, folder, files, env }) {
 /** How the step ends with its agent. */
 function ended(agent, { inputs, folder, files, env, interrupted }) {
   const { code, signal, error } = agent.end;
-  files.state('ended', code ?? 'killed');
+  files.state('ended', code ?? (error ? 'never started' : 'killed'));
   const words = lastWords(read(folder.log));
   if (interrupted) throw new Failure(`${interrupted} ended this ${inputs.role}`, '', { title: 'nixtail: cancelled', exitCode: interrupted === 'SIGINT' ? 130 : 143 });
   if (code === 0 && inputs.role === 'builder') return;

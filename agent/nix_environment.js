@@ -4,6 +4,7 @@
 const fs = require('node:fs');
 const path = require('node:path');
 const { execFile } = require('node:child_process');
+const { agentEnvironment } = require('./environment');
 
 const PRINT = 'process.stdout.write(JSON.stringify(process.env))';
 const DEADLINE_MS = 10_000;
@@ -14,7 +15,7 @@ async function variablesOf(folder, env = process.env) {
   if (!fs.existsSync(file)) return {};
   const set = await new Promise((resolve, reject) => {
     const script = '. "$0" && exec "$@"';
-    execFile('sh', ['-euc', script, file, process.execPath, '-e', PRINT], { env, timeout: DEADLINE_MS }, (error, stdout) => {
+    execFile('sh', ['-euc', script, file, process.execPath, '-e', PRINT], { env: agentEnvironment(env), timeout: DEADLINE_MS }, (error, stdout) => {
       if (error) reject(error);
       else resolve(JSON.parse(stdout));
     });

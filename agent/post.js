@@ -8,19 +8,26 @@ const { ask, lastWords, read } = require('./agent');
 const { agentEnvironment } = require('./environment');
 const { Commands } = require('./commands');
 const { Folder } = require('./folder');
+const { readInputs } = require('./inputs');
 const { LogView } = require('./log_view');
 const { run } = require('./script');
 const { RunnerFiles } = require('./runner_files');
 
-/** `nixtail stop-builders` gives up after 60 s, `nixtail down` after some 30 and a drain. */
+/** `nixtail stop-builders` gives up after 60 s, `nixtail down` after 20 and the drain. */
 const STOP_MS = 75_000;
-const DOWN_MS = 90_000;
+const DOWN_MS = 45_000;
+/** A job that was cancelled has five minutes in all. */
+const MAX_DRAIN_S = 150;
+/** What a builder says last where its coordinator let it go, or none came. */
+const ENDED_WELL = /^the builder ends: /;
 
 async function post({ env = process.env, commands = new Commands() } = {}) {
   const { STATE_folder: root, STATE_role: role, STATE_hostname: hostname = 'this node' } = env;
   // It never came so far.
   if (!root || !path.basename(root).startsWith('nixtail-') || !fs.existsSync(root)) return;
   const folder = new Folder(root);
+  // Nothing was started, and the step has said why not.
+  if (!env.STATE_started) return folder.remove();
   const binary = path.join(folder.bin, 'nixtail');
   const call = (words, timeout) => ask(binary, words, folder, { env: agentEnvironment(env), timeout });
   // From where the step has left off.
@@ -31,7 +38,8 @@ async function post({ env = process.env, commands = new Commands() } = {}) {
       const stopped = await call(['stop-builders'], STOP_MS);
       if (stopped.code !== 0) told.push(`Not every builder could be told to end: ${words(stopped)} Each ends by itself when this coordinator has left.`);
     }
-    const down = await call(['down'], DOWN_MS);
+    const drain = role === 'builder' ? drainOf(env) : 0;
+    const down = await call(['down', `--wait=${drain}s`], DOWN_MS + drain * 1000);
     // Where a coordinator was killed, `down` has put root's files back, and says so.
     if (down.code !== 0 || /was killed/.test(down.stderr)) {
       told.push(`${hostname} couldn't leave the tailnet: ${words(down)} It is ephemeral: control removes it, Tailscale's within an hour or so.`);
@@ -40,7 +48,7 @@ async function post({ env = process.env, commands = new Commands() } = {}) {
   } else if (env.STATE_ended === undefined) {
     // It takes its socket away when it leaves in good order.
     const last = lastWords(read(folder.log));
-    commands.notice('nixtail: ended early', `The ${role} had left the tailnet before its job ended${last ? `: ${last.message}` : ''}.`);
+    if (!ENDED_WELL.test(last?.message)) commands.notice('nixtail: ended early', `The ${role} had left the tailnet before its job ended${last ? `: ${last.message}` : ''}.`);
   } else if (env.STATE_ended === 'killed') {
     told.push(`The agent was killed. ${hostname} may still be in the tailnet; it is ephemeral: control removes it, Tailscale's within an hour or so.`);
   }
@@ -49,6 +57,16 @@ async function post({ env = process.env, commands = new Commands() } = {}) {
   for (const text of told) commands.warning('nixtail: left behind', text);
   folder.remove();
   if (told.length === 0) commands.say('nixtail: nothing is left: no node, no process, no file');
+}
+
+/** How long running builds may go on. */
+function drainOf(env) {
+  try {
+    return Math.min(Math.ceil(readInputs(env).drain ?? 0), MAX_DRAIN_S);
+  } catch {
+    // The step has refused it.
+    return 0;
+  }
 }
 
 /** What a command said, as one sentence. */

@@ -27,4 +27,10 @@ function writePrograms(folder, role) {
   fs.writeFileSync(path.join(folder.bin, 'stop-nix-builders'), lines.join('\n'), { mode: 0o755 });
 }
 
-module.exports = { writePrograms };
+/** Where a job goes on alone, the same commands are there, and have nothing to do. */
+function writeIdlePrograms(folder) {
+  const lines = ['#!/bin/sh', 'echo "nixtail: GitHub gave this job no secrets, so there are no builders and no agent"', ''];
+  for (const name of ['nixtail', 'stop-nix-builders']) fs.writeFileSync(path.join(folder.bin, name), lines.join('\n'), { mode: 0o755 });
+}
+
+module.exports = { writeIdlePrograms, writePrograms };

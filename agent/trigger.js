@@ -13,7 +13,7 @@ function readTrigger(env = process.env) {
 
 function whyWithoutSecrets(name, env) {
   if (env.GITHUB_ACTOR === 'dependabot[bot]') return 'it was started by Dependabot';
-  if (name !== 'pull_request' && name !== 'pull_request_review') return null;
+  if (!['pull_request', 'pull_request_review', 'pull_request_review_comment'].includes(name)) return null;
   const pull = readEvent(env.GITHUB_EVENT_PATH)?.pull_request;
   const head = pull?.head?.repo?.full_name;
   // A fork that was deleted since has no repository any more.

@@ -5,7 +5,7 @@ const net = require('node:net');
 const path = require('node:path');
 const { createHash } = require('node:crypto');
 const { test } = require('node:test');
-const { assetFor, urlOf } = require('../asset');
+const { assetFor, urlsOf } = require('../asset');
 const { findBinary } = require('../binary');
 const { folderOf, keptCommands, serve } = require('./fixture');
 
@@ -18,8 +18,8 @@ function everywhere(sha256) {
 }
 const right = () => everywhere(createHash('sha256').update(PROGRAM).digest('hex'));
 const env = (server) => ({ GITHUB_SERVER_URL: server, GITHUB_ACTION_REPOSITORY: 'owner/nixtail' });
-const find = (server, folder, table) =>
-  findBinary({ sourceBinary: '' }, folder, { env: env(server), table, commands: keptCommands(), pause: 1 });
+const find = (server, folder, table, github = server) =>
+  findBinary({ sourceBinary: '' }, folder, { env: env(server), table, github, commands: keptCommands(), pause: 1 });
 
 test('an asset with the right checksum is there to be started', async (t) => {
   const asked = [];
@@ -50,6 +50,14 @@ test('a missing asset is told at once, and nothing is built in its place', async
   assert.equal(asked, 1);
 });
 
+test('what a server of one\'s own doesn\'t have comes from GitHub', async (t) => {
+  const own = await serve(t, (_, answer) => answer.writeHead(404).end());
+  const github = await serve(t, (_, answer) => answer.end(PROGRAM));
+  assert.ok(fs.existsSync(await find(own, folderOf(t), right(), github)));
+  const empty = await serve(t, (_, answer) => answer.writeHead(404).end());
+  await assert.rejects(find(own, folderOf(t), right(), empty), (error) => error.title === 'nixtail: missing asset');
+});
+
 test('a server that stumbles is asked again, one that lies there is given up', async (t) => {
   let asked = 0;
   const server = await serve(t, (_, answer) => { asked += 1; if (asked < 3) answer.writeHead(503).end(); else answer.end(PROGRAM); });
@@ -73,7 +81,9 @@ test('a table that holds no checksum is no reason to start something', () => {
   assert.equal(assetFor({ tag: '', assets: {} }), null);
   assert.equal(assetFor(right(), 'win32', 'x64'), null);
   assert.equal(assetFor(right(), 'linux', 's390x'), null);
-  assert.equal(urlOf({ tag: 't', name: 'n' }, { GITHUB_REPOSITORY: 'o/r' }), 'https://github.com/o/r/releases/download/t/n');
+  assert.deepEqual(urlsOf({ tag: 't', name: 'n' }, { GITHUB_REPOSITORY: 'o/r' }), ['https://github.com/o/r/releases/download/t/n']);
+  const own = { GITHUB_REPOSITORY: 'o/r', GITHUB_SERVER_URL: 'https://git.example' };
+  assert.deepEqual(urlsOf({ tag: 't', name: 'n' }, own).map((url) => new URL(url).host), ['git.example', 'github.com']);
 });
 
 test('the committed table is whole', () => {

@@ -11,7 +11,7 @@ function decide(t, env, programs = []) {
   const folder = folderOf(t);
   const bin = path.join(folder, 'bin');
   fs.mkdirSync(bin);
-  for (const program of ['bash', 'cat']) fs.symlinkSync(execFileSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' }).trim(), path.join(bin, program));
+  for (const program of ['bash', 'cat', 'grep']) fs.symlinkSync(execFileSync('sh', ['-c', `command -v ${program}`], { encoding: 'utf8' }).trim(), path.join(bin, program));
   for (const program of programs) fs.writeFileSync(path.join(bin, program), '#!/bin/sh\n', { mode: 0o755 });
   const output = path.join(folder, 'output');
   const wanted = { ROLE: 'builder', HAS_KEY: 'true', HAS_IDENTITY: 'false', FREE_DISK_SPACE: 'true', INSTALL_NIX: 'true', CACHE: 'true', ...env };
@@ -29,7 +29,10 @@ test('Nix is installed where there is none, unless it isn\'t wanted', (t) => {
   assert.deepEqual([there['install-nix'], there['nix-was-there']], ['false', 'true']);
   assert.match(there.said, /installs no Nix: .*nix is there already/);
   assert.equal(decide(t, { INSTALL_NIX: 'false' })['install-nix'], 'false');
-  assert.equal(decide(t, { CACHE: 'false' }).cache, 'false');
+  assert.equal(decide(t, HOSTED).cache, 'true');
+  assert.equal(decide(t, { ...HOSTED, CACHE: 'false' }).cache, 'false');
+  // Its daemon has ports of its own: two jobs of one machine would share it.
+  assert.match(decide(t, { RUNNER_ENVIRONMENT: 'self-hosted' }).said, /no cache of the workflow's: this is none of GitHub's machines/);
 });
 
 test('room is made on GitHub\'s own Linux machines alone', (t) => {

@@ -4,7 +4,7 @@
 const assert = require('node:assert/strict');
 const fs = require('node:fs');
 const path = require('node:path');
-const { spawn } = require('node:child_process');
+const { execFileSync, spawn } = require('node:child_process');
 const { test } = require('node:test');
 const { folderOf, pairs, runnerFiles } = require('./fixture');
 
@@ -165,7 +165,12 @@ test('pull requests from forks build alone, unless that is to fail', async (t) =
     assert.equal(code, 0, said);
     assert.match(said, /^::notice title=nixtail%3A local build::/m);
     assert.equal(pairs(job.files.GITHUB_OUTPUT)['max-jobs'], 'auto');
-    assert.equal((await post(job)).code, 0);
+    // Later steps find what is usually there.
+    const bin = fs.readFileSync(job.files.GITHUB_PATH, 'utf8').trim();
+    assert.match(execFileSync(path.join(bin, 'stop-nix-builders'), { encoding: 'utf8' }), /no builders/);
+    const { code: ended, said: silent } = await post(job);
+    assert.deepEqual([ended, fs.existsSync(bin)], [0, false]);
+    assert.doesNotMatch(silent, /ended early/);
     assert.equal((await run('main.js', job, { ...event(job.folder, head), 'INPUT_WITHOUT-SECRETS': 'fail' })).code, 78);
     // A workload identity's names are no secrets, and reach it all the same.
     const identity = jobOf(t, { inputs: { tailscale_authkey: '', 'oauth-client-id': 'c', audience: 'a', role: 'coordinator' } });

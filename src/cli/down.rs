@@ -16,13 +16,20 @@ pub(super) struct Args {
     /// Log out a node that --state-dir keeps, too: its identity is removed, and its next start is another node's.
     #[arg(long)]
     logout: bool,
+    /// How much longer than usual to wait for its end, such as for the builds that its --drain lets go on.
+    #[arg(long, value_name = "TIME", value_parser = super::duration::parse_duration, default_value = "0s")]
+    wait: Duration,
 }
 
 /// What the agent itself takes at the most, and a little for the answer.
 const DEADLINE: Duration = LEAVE_DEADLINE.saturating_add(Duration::from_secs(10));
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
-    let stopped = args.socket.client()?.post::<serde_json::Value>("/stop", &Stop { log_out: args.logout }, DEADLINE);
+    let stopped = args.socket.client()?.post::<serde_json::Value>(
+        "/stop",
+        &Stop { log_out: args.logout },
+        DEADLINE.saturating_add(args.wait),
+    );
     let Err(failure) = stopped else { return Ok(()) };
     if failure.exit != Exit::Unavailable {
         return Err(failure);
