@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use nixtail_proto::control::{Standing, standing};
+use nixtail_proto::control::{Standing, standing, time_left};
 use nixtail_proto::key::{DiscoPrivate, MachinePrivate, NodePrivate, NodePublic};
 use nixtail_proto::names::{self, NameError};
 use nixtail_proto::netmap::Netmap;
@@ -277,6 +277,13 @@ impl Agent {
         }
     }
 
+    /// The DERP map, as control sends it.
+    pub fn derp_map(&self) -> tailcfg::DerpMap {
+        let netmap = self.inner.netmap.borrow().clone().unwrap_or_default();
+        let regions = netmap.derp_map.iter().map(|(id, region)| (*id, Some(region.clone()))).collect();
+        tailcfg::DerpMap { regions: Some(regions), ..tailcfg::DerpMap::default() }
+    }
+
     /// This node's key.
     pub fn node_key(&self) -> NodePublic {
         self.inner.node_key
@@ -320,6 +327,9 @@ impl Agent {
             peers,
             health,
             start: self.inner.stages.reached(),
+            relays: facts.connected_regions,
+            key_ends_in_s: time_left(&netmap, crate::control::clock()).map(|left| left.as_secs()),
+            clock_offset_s: netmap.clock_offset,
         }
     }
 

@@ -27,6 +27,15 @@ pub struct Status {
     /// When each stage of its start was reached, in the order of time.
     #[serde(default)]
     pub start: Vec<StageTime>,
+    /// The DERP regions whose relays are connected.
+    #[serde(default)]
+    pub relays: Vec<RegionId>,
+    /// Seconds until this node's key ends, 0 when it has; `None`: it has no end.
+    #[serde(default)]
+    pub key_ends_in_s: Option<u64>,
+    /// Seconds that control's clock is before ours, where it differs by more than what answers take.
+    #[serde(default)]
+    pub clock_offset_s: i64,
 }
 
 /// Where an agent is in its life.

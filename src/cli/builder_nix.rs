@@ -16,7 +16,7 @@ use crate::nix::store::{StoreAccess, StoreConfig};
 use crate::report::{Exit, Failure};
 
 /// The flags about the Nix that a builder serves.
-#[derive(clap::Args)]
+#[derive(clap::Args, Default)]
 pub(super) struct NixArgs {
     /// The user that coordinators log in as: your word that this process is that user [default: its own user].
     #[arg(long, value_name = "NAME")]
@@ -82,7 +82,8 @@ impl NixArgs {
         refused(&problems).map_or(Ok(()), Err)
     }
 
-    async fn inspect(&self) -> Result<Inspection, Failure> {
+    /// Looks at this machine.
+    pub(super) async fn inspect(&self) -> Result<Inspection, Failure> {
         let (user, login) = match (super::user_name(), &self.login) {
             (Ok(user), Some(login)) => (user, login.clone()),
             (Ok(user), None) => (user.clone(), user),

@@ -14,7 +14,7 @@ use crate::report::{Exit, Failure};
 use crate::state::{KeptIdentity, StateFolder};
 
 /// Tailscale's own control plane.
-const DEFAULT_LOGIN_SERVER: &str = "https://controlplane.tailscale.com";
+pub(super) const DEFAULT_LOGIN_SERVER: &str = "https://controlplane.tailscale.com";
 
 /// The flags of every command that joins.
 #[derive(clap::Args)]
@@ -139,7 +139,7 @@ pub(super) fn has_person(asks_person: bool) -> bool {
 }
 
 /// The control server, which is Tailscale's where none is named.
-fn login_server(given: &str) -> Result<String, Infallible> {
+pub(super) fn login_server(given: &str) -> Result<String, Infallible> {
     Ok(if given.is_empty() { DEFAULT_LOGIN_SERVER } else { given }.to_owned())
 }
 

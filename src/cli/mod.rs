@@ -11,13 +11,16 @@ mod coordinator_mode;
 mod demo;
 #[cfg(feature = "devnet")]
 mod devnet;
+mod doctor;
 mod down;
 mod duration;
 mod ip;
 mod join;
 mod nc;
+mod netcheck;
 mod ping;
 mod progress;
+mod relay_map;
 mod session;
 mod size;
 mod socket;
@@ -56,6 +59,8 @@ enum Command {
     Status(status::Args),
     Summary(summary::Args),
     Ping(ping::Args),
+    Netcheck(netcheck::Args),
+    Doctor(doctor::Args),
     Nc(nc::Args),
     Ip(ip::Args),
     Bench(bench::Args),
@@ -82,6 +87,8 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Summary(args) => summary::run(&args),
         Command::Ping(args) => ping::run(&args),
+        Command::Netcheck(args) => netcheck::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Nc(args) => nc::run(&args),
         Command::Ip(args) => ip::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -1,4 +1,4 @@
-//! `nixtail ping`: whether a peer answers, over which path, and how fast.
+//! `nixtail ping`: whether a peer answers, over which path, how that changes, and how fast.
 
 use std::time::{Duration, Instant};
 
@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{print, socket::SocketArgs};
 use crate::agent::{Path, PingKind, Pong};
+use crate::report::words::duration;
 use crate::report::{Exit, Failure, plain};
 
 /// Between two pings, as `tailscale ping` waits.
@@ -57,11 +58,15 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         Question { host: args.host.clone(), kind, timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX) };
     let mut last_failure = None;
     let mut answered = false;
+    let (started, mut path) = (Instant::now(), None);
     for number in 1..=args.count {
         let begun = Instant::now();
         match client.post::<Pong>("/ping", &question, timeout + ANSWER_TIME) {
             Ok(pong) => {
                 answered = true;
+                if let Some(line) = change(path.replace(pong.path), pong.path, started.elapsed()) {
+                    print(&line)?;
+                }
                 show(&pong)?;
                 if args.until_direct && matches!(pong.path, Path::Direct { .. }) {
                     return Ok(());
@@ -88,10 +93,35 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is said where the path isn't the one of the answer before. Pings through the tunnel may not know theirs.
+fn change(before: Option<Path>, path: Path, after: Duration) -> Option<String> {
+    let before = before.filter(|before| *before != path && *before != Path::None && path != Path::None)?;
+    Some(format!("the path is now {path}, before it was {before}; after {}", duration(after)))
+}
+
 fn show(pong: &Pong) -> Result<(), Failure> {
     let via = match pong.path {
         Path::None => String::new(),
         path => format!(" via {path}"),
     };
     print(&format!("pong from {} ({}){via} in {:.1} ms", plain(&pong.name), pong.address, pong.latency_ms))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_another_path_is_a_change() {
+        let direct = Path::Direct { address: "192.0.2.1:7".parse().unwrap() };
+        let relay = Path::Derp { region: 4 };
+        let at = Duration::from_secs(3);
+        let said = "the path is now 192.0.2.1:7, before it was DERP region 4; after 3.0 s";
+        assert_eq!(change(Some(relay), direct, at).as_deref(), Some(said));
+        for (before, now) in
+            [(None, direct), (Some(direct), direct), (Some(Path::None), direct), (Some(relay), Path::None)]
+        {
+            assert_eq!(change(before, now, at), None);
+        }
+    }
 }

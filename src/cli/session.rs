@@ -206,7 +206,7 @@ async fn work(agent: &Agent, role: &mut impl Role, begun: Instant) -> Result<(),
     role.finished().await
 }
 
-/// The verbs of every agent: `/status`, `/ping`, `/dial`, `/stop`.
+/// The verbs of every agent: `/status`, `/derp-map`, `/ping`, `/dial`, `/stop`.
 fn routes(
     agent: &Agent,
     stop: &CancellationToken,
@@ -218,6 +218,11 @@ fn routes(
     routes.add(Method::GET, "/status", move |_| {
         let agent = status.clone();
         async move { Ok(agent.status().await) }
+    });
+    let relays = agent.clone();
+    routes.add(Method::GET, "/derp-map", move |_| {
+        let agent = relays.clone();
+        async move { Ok(agent.derp_map()) }
     });
     let ping = agent.clone();
     routes.add(Method::POST, "/ping", move |request: Request| {

@@ -8,6 +8,7 @@ mod client;
 mod description;
 mod dial;
 mod error;
+mod knock;
 mod login;
 mod map;
 mod person;
@@ -37,6 +38,7 @@ use client::Client;
 use description::Description;
 pub use description::Update;
 pub use error::ControlError;
+pub(crate) use knock::knock;
 use login::Login;
 pub use person::Person;
 
@@ -268,7 +270,7 @@ impl Keeper {
             }
             self.client = None;
             let text = error.to_string();
-            tracing::info!(error = text, "the map stream ended");
+            tracing::warn!("control is lost, peers stay reachable: {text}");
             self.status.send_modify(|status| {
                 status.connected_since = None;
                 status.refused = is_final.then(|| text.clone());
@@ -303,6 +305,9 @@ impl Keeper {
         let on_message = || {
             status.send_if_modified(|status| {
                 let is_new = status.connected_since.is_none();
+                if is_new && status.last_error.is_some() {
+                    tracing::info!("control is back");
+                }
                 status.connected_since.get_or_insert_with(SystemTime::now);
                 is_new
             });

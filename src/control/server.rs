@@ -125,6 +125,11 @@ impl Server {
 
     /// Asks control for its key, over TLS that is verified, or over plain HTTP if that is what the user named.
     pub(super) async fn fetch_key(&self, proxies: &Proxies) -> Result<MachinePublic, ControlError> {
+        self.ask_key(proxies).await.map(|(key, _)| key)
+    }
+
+    /// As [`Self::fetch_key`], with the header `Date` of its answer.
+    pub(super) async fn ask_key(&self, proxies: &Proxies) -> Result<(MachinePublic, Option<String>), ControlError> {
         let server = self.authority();
         let mut url = self.url.clone();
         url.set_path("/key");
@@ -138,7 +143,9 @@ impl Server {
         if !answer.is_success() {
             return Err(refused_step(&server, "/key", answer.status, answer.retry_after.as_deref(), &answer.body));
         }
-        read_server_key(&answer.body).ok_or_else(|| ControlError::protocol(&server, "/key tells no machine key"))
+        let key = read_server_key(&answer.body);
+        let key = key.ok_or_else(|| ControlError::protocol(&server, "/key tells no machine key"))?;
+        Ok((key, answer.date))
     }
 
     fn http_error(&self, what: &'static str, error: HttpError) -> ControlError {

@@ -92,8 +92,13 @@ impl Layout {
         self.run.join(".made-by-nixtail")
     }
 
+    /// Whether the run's folder is there, and one that nixtail made.
+    pub fn is_made(&self) -> bool {
+        self.made_mark().exists()
+    }
+
     /// Root's files that a coordinator which was killed has left as it had them.
-    fn left(&self) -> Vec<PathBuf> {
+    pub fn left(&self) -> Vec<PathBuf> {
         let names = fs::read_dir(&self.ssh_config_d).into_iter().flatten().filter_map(Result::ok);
         let ours = names.filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;

@@ -43,6 +43,8 @@ pub(crate) struct HttpAnswer {
     pub(crate) status: u16,
     /// The header `Retry-After`.
     pub(crate) retry_after: Option<String>,
+    /// The header `Date`.
+    pub(crate) date: Option<String>,
     /// The body, as far as [`Limits::body`] goes.
     pub(crate) body: Vec<u8>,
 }
@@ -129,8 +131,12 @@ impl HttpClient {
 
 async fn read(mut response: Response, most: usize) -> Result<HttpAnswer, HttpError> {
     let header = |name| Some(response.headers().get(name)?.to_str().ok()?.to_owned());
-    let mut answer =
-        HttpAnswer { status: response.status().as_u16(), retry_after: header("retry-after"), body: Vec::new() };
+    let mut answer = HttpAnswer {
+        status: response.status().as_u16(),
+        retry_after: header("retry-after"),
+        date: header("date"),
+        body: Vec::new(),
+    };
     while let Some(chunk) = response.chunk().await.map_err(network)? {
         answer.body.extend_from_slice(&chunk);
         if answer.body.len() > most {

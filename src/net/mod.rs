@@ -9,4 +9,5 @@ pub(crate) mod peer_user;
 pub(crate) mod pipe;
 pub(crate) mod socket;
 pub(crate) mod stun_servers;
+pub(crate) mod survey;
 pub(crate) mod tls;

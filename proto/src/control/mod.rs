@@ -18,6 +18,7 @@ pub use c2n::{PingAnswer, answer_ping};
 pub use compression::{CompressionError, decompress};
 pub use frames::{FrameError, MAX_DECODED_MESSAGE, MAX_WIRE_MESSAGE, MapFrames, write_frame};
 pub use registration::{Claim, Entry, Means, RegisterError, Registered, Registration, Step};
+pub use retry_after::http_date;
 pub use server_key::read_server_key;
 pub use session::{MapError, MapSession, Message, WATCHDOG};
 pub use standing::{Standing, standing, time_left};

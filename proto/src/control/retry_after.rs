@@ -13,13 +13,14 @@ pub(super) fn parse(header: &str, clock: Timestamp) -> Option<Duration> {
     let header = header.trim();
     let seconds = match header.parse::<u64>() {
         Ok(seconds) => seconds,
-        Err(_) => u64::try_from(date(header)?.unix().checked_sub(clock.unix())?).ok()?,
+        Err(_) => u64::try_from(http_date(header)?.unix().checked_sub(clock.unix())?).ok()?,
     };
     Some(Duration::from_secs(seconds)).filter(|wait| !wait.is_zero() && *wait <= LONGEST)
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT` or `Sun Nov  6 08:49:37 1994`.
-fn date(text: &str) -> Option<Timestamp> {
+/// Reads a date of HTTP's: `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT` or `Sun Nov  6 08:49:37 1994`.
+#[must_use]
+pub fn http_date(text: &str) -> Option<Timestamp> {
     let fields: Vec<&str> = text.split([' ', ',', '-']).filter(|field| !field.is_empty()).collect();
     let (day, month, year, time) = match fields[..] {
         [_, day, month, year, time, "GMT"] => (day, month, year, time),

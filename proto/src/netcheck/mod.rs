@@ -17,11 +17,13 @@ use crate::tailcfg::{DerpRegion, RegionId};
 
 mod home;
 mod round;
+mod survey;
 #[cfg(test)]
 mod tests;
 
 use home::History;
 use round::Round;
+pub use survey::{Findings, Survey};
 
 /// How long a round waits for a first answer. Then there is no UDP, or none that is worth waiting for.
 pub const NO_ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -121,9 +123,6 @@ impl Netcheck {
         scores: &BTreeMap<RegionId, f64>,
         rng: &mut dyn CryptoRng,
     ) {
-        let may_be_home = |region: &DerpRegion| {
-            !region.no_measure_no_home && !region.avoid && region.nodes.iter().any(|node| Target::derp(node).is_some())
-        };
         let score = |id: &RegionId| scores.get(id).copied().filter(|score| score.is_finite() && *score > 0.0);
         let candidates: BTreeMap<_, _> = map
             .iter()
@@ -316,6 +315,11 @@ impl Netcheck {
             self.events.push_back(Event::Endpoints(told));
         }
     }
+}
+
+/// Whether a region isn't to be avoided and has a relay.
+fn may_be_home(region: &DerpRegion) -> bool {
+    !region.no_measure_no_home && !region.avoid && region.nodes.iter().any(|node| Target::derp(node).is_some())
 }
 
 fn canonical(address: SocketAddr) -> SocketAddr {

@@ -15,11 +15,18 @@ const SCHEDULE: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Dur
 /// How long others get at least, after the first answer: on a fast network twice the best is nothing.
 const MIN_GRACE: Duration = Duration::from_millis(50);
 
+/// How long a patient round waits for a region that doesn't answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a patient round waits for the other family once every region has answered by one.
+const FAMILY_PATIENCE: Duration = Duration::from_millis(300);
+
 /// Requests that are out, and their answers.
 #[derive(Debug)]
 pub(super) struct Round {
     started: Instant,
     probes: Vec<Probe>,
+    /// Whether every server is waited for, and not only the nearest.
+    is_patient: bool,
     /// When the round ends at the latest.
     deadline: Instant,
     over: bool,
@@ -43,7 +50,12 @@ impl Round {
             answer: None,
         };
         let probes = servers.iter().map(probe).collect();
-        Self { started: now, probes, deadline: now + NO_ANSWER_TIMEOUT, over: false }
+        Self { started: now, probes, is_patient: false, deadline: now + NO_ANSWER_TIMEOUT, over: false }
+    }
+
+    /// A round that waits for every region, and a little for every server.
+    pub(super) fn patient(now: Instant, servers: &[(RegionId, SocketAddr)]) -> Self {
+        Self { is_patient: true, deadline: now + PATIENCE, ..Self::new(now, servers) }
     }
 
     /// Sends what is due.
@@ -77,16 +89,25 @@ impl Round {
         let latency = now.saturating_duration_since(*sent);
         probe.answer = Some(mapped);
         let region = probe.region;
-        self.deadline = self.deadline.min(now + latency.max(MIN_GRACE));
+        if !self.is_patient {
+            self.deadline = self.deadline.min(now + latency.max(MIN_GRACE));
+        } else if self.every_region_answered() {
+            self.deadline = self.deadline.min(now + FAMILY_PATIENCE);
+        }
         Some((region, latency))
     }
 
-    /// Ends the round when every region answered or the time is over. `true` once.
+    /// Ends the round when every region answered (a patient one: every server) or the time is over. `true` once.
     pub(super) fn finish_if_done(&mut self, now: Instant) -> bool {
         if self.over {
             return false;
         }
-        self.over = now >= self.deadline || self.every_region_answered();
+        let is_complete = if self.is_patient {
+            self.probes.iter().all(|probe| probe.answer.is_some())
+        } else {
+            self.every_region_answered()
+        };
+        self.over = now >= self.deadline || is_complete;
         self.over
     }
 

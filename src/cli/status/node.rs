@@ -1,8 +1,10 @@
 //! A node and its peers, a line each.
 
+use std::time::Duration;
+
 use crate::agent::{Path, Peer, StageTime, Status};
 use crate::report::plain;
-use crate::report::words::{bytes, round_trip};
+use crate::report::words::{bytes, duration, round_trip};
 
 /// This node first, with what its start took, then its peers by name.
 pub(super) fn lines(status: &Status) -> Vec<String> {
@@ -40,12 +42,15 @@ pub(super) fn online(peer: &Peer) -> &'static str {
     }
 }
 
-/// The path to a peer, how long it takes, and what went over it.
+/// The path to a peer, how long it takes, what went over it, and how old its keys are.
 fn path(peer: &Peer) -> String {
     let rtt = peer.rtt_ms.filter(|_| peer.path != Path::None).map(|rtt| format!(", {}", round_trip(rtt)));
     let traffic = (peer.bytes_sent + peer.bytes_received > 0)
         .then(|| format!(", sent {}, received {}", bytes(peer.bytes_sent), bytes(peer.bytes_received)));
-    format!("{}{}{}", peer.path, rtt.unwrap_or_default(), traffic.unwrap_or_default())
+    let handshake = peer.last_handshake_s.and_then(|ago| Duration::try_from_secs_f64(ago).ok());
+    let handshake = handshake.map(|ago| format!(", handshake {} ago", duration(ago)));
+    let more = [rtt, traffic, handshake].into_iter().flatten().collect::<String>();
+    format!("{}{more}", peer.path)
 }
 
 fn row(name: &str, address: &str, online: &str, path: &str) -> String {

@@ -15,6 +15,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::command::{Command, PingFailure, PongFact};
+use super::moments::Moments;
 use super::relays::{RelayInput, Relays};
 use super::streams::Streams;
 use super::{Facts, Setup};
@@ -43,6 +44,7 @@ pub(super) struct Driver {
     sockets: Sockets,
     streams: Streams,
     relays: Relays,
+    moments: Moments,
     pings: HashMap<PingId, oneshot::Sender<Result<PongFact, PingFailure>>>,
     facts: watch::Sender<Facts>,
     direct: bool,
@@ -92,6 +94,7 @@ impl Driver {
             sockets,
             streams: Streams::new(),
             relays: Relays::new(setup.node_key, setup.proxies, outer),
+            moments: Moments::default(),
             pings: HashMap::new(),
             facts,
             direct: setup.direct,
@@ -231,6 +234,7 @@ impl Driver {
         match command {
             Command::Netmap(netmap) => {
                 self.relays.handle_map(&netmap);
+                self.moments.handle_netmap(&netmap);
                 self.node.handle_netmap(now, &netmap);
             }
             Command::StunServers(servers) => self.node.handle_stun_servers(now, servers),
@@ -264,6 +268,7 @@ impl Driver {
             }
             Event::HomeRegion(region) => {
                 self.relays.set_home(region);
+                self.moments.handle_home(region);
                 self.facts.send_if_modified(|facts| replace(&mut facts.home_region, Some(region)));
             }
             Event::NetInfo(info) => {
@@ -276,7 +281,7 @@ impl Driver {
             Event::Closed { id, error } => self.streams.handle_closed(&mut self.node, now, id, error),
             Event::PingReply { id, latency, path, .. } => self.answer_ping(id, Ok(PongFact { latency, path })),
             Event::PingFailed { id, error } => self.answer_ping(id, Err(PingFailure(error.to_string()))),
-            Event::PathChanged { peer, path } => tracing::info!(%peer, %path, "a peer's path changed"),
+            Event::PathChanged { peer, path } => self.moments.handle_path(peer, path),
             // The enum may grow; what it grows by is for those who know of it.
             _ => {}
         }

@@ -6,6 +6,7 @@
 
 mod command;
 mod driver;
+mod moments;
 mod relays;
 mod streams;
 

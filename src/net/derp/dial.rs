@@ -66,19 +66,7 @@ async fn dial_node(
     node_key: &NodePrivate,
     proxies: &Proxies,
 ) -> Result<Dialled, DerpFailure> {
-    let proxy = proxies.find(Scheme::Https, &node.host_name, target.port).map_err(ProxyFailure::from)?;
-    let transport: Box<dyn Transport> = match proxy {
-        // It looks names up, so the map's addresses don't matter.
-        Some(proxy) => {
-            let step = || DerpFailure::TooSlow { step: "connecting through the proxy" };
-            let connected = timeout(GREETING_TIMEOUT, connect_through(proxy, &node.host_name, target.port));
-            connected.await.map_err(|_| step())??
-        }
-        None => {
-            let step = || DerpFailure::TooSlow { step: "answering over TCP" };
-            Box::new(timeout(CONNECT_TIMEOUT, connect_node(node, target)).await.map_err(|_| step())??)
-        }
-    };
+    let transport = open(node, target, proxies).await?;
     let greet = async {
         let mut stream = secure(node, transport).await?;
         let mut decoder = Decoder::new();
@@ -88,6 +76,26 @@ async fn dial_node(
         Ok(Dialled { stream, decoder })
     };
     timeout(GREETING_TIMEOUT, greet).await.unwrap_or(Err(DerpFailure::TooSlow { step: "TLS and its greeting" }))
+}
+
+/// A byte stream to a relay: straight, or through the proxy that leads there.
+pub(super) async fn open(
+    node: &DerpNode,
+    target: Target,
+    proxies: &Proxies,
+) -> Result<Box<dyn Transport>, DerpFailure> {
+    match proxies.find(Scheme::Https, &node.host_name, target.port).map_err(ProxyFailure::from)? {
+        // It looks names up, so the map's addresses don't matter.
+        Some(proxy) => {
+            let step = || DerpFailure::TooSlow { step: "connecting through the proxy" };
+            let connected = timeout(GREETING_TIMEOUT, connect_through(proxy, &node.host_name, target.port));
+            Ok(connected.await.map_err(|_| step())??)
+        }
+        None => {
+            let step = || DerpFailure::TooSlow { step: "answering over TCP" };
+            Ok(Box::new(timeout(CONNECT_TIMEOUT, connect_node(node, target)).await.map_err(|_| step())??))
+        }
+    }
 }
 
 /// A TCP connection to the first of the relay's addresses that answers.
@@ -118,7 +126,7 @@ async fn addresses(node: &DerpNode, target: Target) -> Result<Vec<SocketAddr>, D
     Ok(addresses)
 }
 
-async fn secure(node: &DerpNode, transport: Box<dyn Transport>) -> Result<Stream, DerpFailure> {
+pub(super) async fn secure(node: &DerpNode, transport: Box<dyn Transport>) -> Result<Stream, DerpFailure> {
     let failed = |source| DerpFailure::Tls { host: shown(&node.host_name), source };
     let trust = trust(node).ok_or_else(|| failed(io::Error::other("the DERP map's CertName is no name and no pin")))?;
     start_tls(transport, &node.host_name, trust).await.map_err(failed)
@@ -127,7 +135,7 @@ async fn secure(node: &DerpNode, transport: Box<dyn Transport>) -> Result<Stream
 /// What is said together with the request, which saves a round trip, to a relay whose certificates tell its key. Go's
 /// client does so as well; unlike it, we let the relay answer the request: so whatever is in between can say no in words.
 #[derive(Default)]
-struct EarlyGreeting {
+pub(super) struct EarlyGreeting {
     key: Option<NodePublic>,
     client_info: Vec<u8>,
 }
@@ -142,7 +150,7 @@ fn early_greeting(node_key: &NodePrivate, stream: &Stream) -> Result<EarlyGreeti
 }
 
 /// Asks for DERP over HTTP. What comes behind the answer stays in `unread`.
-async fn upgrade(
+pub(super) async fn upgrade(
     region: &DerpRegion,
     node: &DerpNode,
     port: u16,

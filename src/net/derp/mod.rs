@@ -18,10 +18,12 @@ use tokio::task::JoinHandle;
 
 mod dial;
 mod outbound;
+mod probe;
 mod session;
 mod trust;
 
 use outbound::Outbound;
+pub(crate) use probe::probe;
 
 pub use crate::net::connect::ProxyFailure;
 

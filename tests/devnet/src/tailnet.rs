@@ -119,6 +119,11 @@ impl Tailnet {
         }
     }
 
+    /// The relays of this tailnet.
+    pub(crate) fn derp_map(&self) -> DerpMap {
+        self.lock().derp_map.clone()
+    }
+
     /// What a node may know now; `None` when it is gone.
     pub(crate) fn view(&self, id: NodeId) -> Option<View> {
         let state = self.lock();

@@ -131,6 +131,10 @@ impl Control {
         }
         match (request.method.as_str(), request.path()) {
             ("GET", "/key") => self.answer_key(&mut stream, &request).await,
+            ("GET", "/derpmap/default") => {
+                let map = serde_json::json!(self.tailnet.derp_map()).to_string();
+                http1::answer(&mut stream, "200 OK", "application/json", &map).await
+            }
             ("GET", path) if path.starts_with("/login/") => self.finish_login(&mut stream, path).await,
             (_, path) if api::call_of(path).is_some() => {
                 let body = request.read_body(&mut stream).await?;
@@ -141,8 +145,7 @@ impl Control {
                 None => Ok(()),
             },
             _ => {
-                let text =
-                    "This is a nixtail devnet's control server: only /key, /ts2021 and a little of /api/v2 are here.\n";
+                let text = "This is a nixtail devnet's control server: only /key, /derpmap/default, /ts2021 and a little of /api/v2 are here.\n";
                 http1::answer(&mut stream, "404 Not Found", "text/plain", text).await
             }
         }
