@@ -6,6 +6,8 @@
 mod link;
 mod micro;
 #[cfg(target_os = "linux")]
+mod nats;
+#[cfg(target_os = "linux")]
 mod nix;
 #[cfg(target_os = "linux")]
 mod stage;
@@ -31,6 +33,8 @@ enum Command {
     #[cfg(target_os = "linux")]
     Start(start::Args),
     #[cfg(target_os = "linux")]
+    Nats(nats::Args),
+    #[cfg(target_os = "linux")]
     Nix(nix::Args),
 }
 
@@ -41,11 +45,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         #[cfg(target_os = "linux")]
         Some(Command::Start(args)) => start::run(&args),
         #[cfg(target_os = "linux")]
+        Some(Command::Nats(args)) => nats::run(&args),
+        #[cfg(target_os = "linux")]
         Some(Command::Nix(args)) => nix::run(&args),
         None => {
             micro::run()?;
             #[cfg(target_os = "linux")]
             start::run(&start::Args::default())?;
+            #[cfg(target_os = "linux")]
+            nats::run(&nats::Args::default())?;
             #[cfg(target_os = "linux")]
             nix::run(&nix::Args::default())?;
             Ok(())

@@ -18,6 +18,9 @@ pub(super) struct Args {
     /// The control server's port; 0 takes a free one.
     #[arg(long, value_name = "PORT", default_value_t = 0)]
     port: u16,
+    /// Answer STUN at this address, too, so that nodes can tell what kind of NAT they are behind; may be repeated.
+    #[arg(long, value_name = "ADDRESS")]
+    stun: Vec<IpAddr>,
     /// Serve an address that others can reach all the same. Whoever has the key can join; nothing is kept.
     #[arg(long)]
     force: bool,
@@ -44,8 +47,14 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
     let tags = super::join::tags(args.tags.as_deref().unwrap_or_default())?;
     runtime()?.block_on(async {
         let stop = session::stop_on_signals("stopping the devnet")?;
-        let config =
-            Config { listen: args.listen, force: args.force, control_port: args.port, policy, ..Config::default() };
+        let config = Config {
+            listen: args.listen,
+            force: args.force,
+            control_port: args.port,
+            more_stun: args.stun.clone(),
+            policy,
+            ..Config::default()
+        };
         let devnet = Devnet::start(config).await.map_err(|error| refused(&error))?;
         let client_tags = tags.clone();
         let options = AuthKeyOptions { reusable: true, ephemeral: true, tags, ..AuthKeyOptions::default() };

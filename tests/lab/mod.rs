@@ -12,6 +12,7 @@ pub mod nixtail;
 pub mod peers;
 pub mod process;
 pub mod relay;
+pub mod sites;
 pub mod tailscaled;
 
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};

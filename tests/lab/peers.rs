@@ -25,6 +25,14 @@ pub fn require_on_path(name: &str) -> Option<PathBuf> {
     found(path, name, "scripts/needs test")
 }
 
+/// As [`require_on_path`], for a program that may be where only root looks, such as `nft`.
+pub fn require_system_program(name: &str) -> Option<PathBuf> {
+    let folders = env::var_os("PATH").unwrap_or_default();
+    let folders = env::split_paths(&folders).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
+    let path = folders.map(|folder| folder.join(name)).find(|path| path.is_file());
+    found(path, name, "scripts/needs test")
+}
+
 /// A root with another Nix, as `scripts/nix-roots` made it from Debian's `suite`, in `$NIXTAIL_NIX_ROOTS` or `.cache/nix-roots`;
 /// else as [`require`].
 pub fn require_nix_root(suite: &str) -> Option<PathBuf> {

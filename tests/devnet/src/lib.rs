@@ -73,6 +73,8 @@ pub struct Config {
     pub force: bool,
     /// The port of the control server; 0 takes a free one. The others are always free ones.
     pub control_port: u16,
+    /// More addresses at which STUN is answered: by two answers a node can tell what its NAT is like.
+    pub more_stun: Vec<IpAddr>,
     /// Who may reach whom.
     pub policy: Policy,
     /// How long an ephemeral node stays without a map stream before it vanishes. A logout doesn't wait.
@@ -86,6 +88,7 @@ impl Default for Config {
             listen: Ipv4Addr::LOCALHOST.into(),
             force: false,
             control_port: 0,
+            more_stun: Vec::new(),
             policy: Policy::nix_ci(),
             ephemeral_grace: Duration::from_secs(30),
         }
@@ -141,22 +144,24 @@ impl Devnet {
     /// When the address isn't a loopback one and that isn't forced, or can't be listened on, and when the system gives
     /// no randomness.
     pub async fn start(config: Config) -> Result<Self, DevnetError> {
-        if !config.listen.is_loopback() && !config.force {
-            return Err(DevnetError::NotLoopback(config.listen));
+        let exposed = config.more_stun.iter().chain([&config.listen]).find(|address| !address.is_loopback());
+        if let Some(exposed) = exposed.filter(|_| !config.force) {
+            return Err(DevnetError::NotLoopback(*exposed));
         }
         let mut rng = random::rng().map_err(DevnetError::Random)?;
         let (control_listener, control_address) = listen("control server", config.listen, config.control_port).await?;
         let (relay_listener, relay_address) = listen("relay", config.listen, 0).await?;
-        let stun_address = SocketAddr::new(config.listen, 0);
-        let no_stun = |source| DevnetError::Listen { part: "STUN server", address: stun_address, source };
-        let stun_socket = UdpSocket::bind(stun_address).await.map_err(no_stun)?;
-        let stun_port = stun_socket.local_addr().map_err(no_stun)?.port();
+        let mut stun_sockets = Vec::new();
+        for address in [config.listen].into_iter().chain(config.more_stun) {
+            stun_sockets.push(listen_for_stun(address).await?);
+        }
+        let stun_addresses: Vec<SocketAddr> = stun_sockets.iter().map(|(_, address)| *address).collect();
 
         let relay_key = NodePrivate::generate(&mut rng);
         let names = vec![config.listen.to_string(), "localhost".to_owned()];
         let (tls, certificate_hash) = tls::self_signed(names, &relay_key.public())?;
         let tag_owners = config.policy.tag_owners.clone();
-        let derp_map = derp_map(relay_address, stun_port, &certificate_hash);
+        let derp_map = derp_map(relay_address, &stun_addresses, &certificate_hash);
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
         let tailnet =
             Arc::new(Tailnet::new(control_url(control_address), config.policy, derp_map, config.ephemeral_grace));
@@ -167,10 +172,10 @@ impl Devnet {
 
         tasks.spawn(Arc::clone(&control).serve(control_listener));
         tasks.spawn(Arc::clone(&relay).serve(relay_listener, tasks.clone(), stop.clone()));
-        tasks.spawn({
+        for (socket, _) in stun_sockets {
             let (stun_on, stop) = (Arc::clone(&stun_on), stop.clone());
-            async move { stun::serve(&stun_socket, &stun_on, stop).await }
-        });
+            tasks.spawn(async move { stun::serve(&socket, &stun_on, stop).await });
+        }
         tasks.spawn({
             let (tailnet, stop) = (Arc::clone(&tailnet), stop.clone());
             async move { tailnet.run_timeouts(stop).await }
@@ -256,7 +261,7 @@ impl Devnet {
         self.relay.stats()
     }
 
-    /// Switches the STUN server off (it stays silent) or on again.
+    /// Switches the STUN servers off (they stay silent) or on again.
     pub fn switch_stun(&self, on: bool) {
         self.stun_on.store(on, Ordering::Relaxed);
     }
@@ -283,28 +288,40 @@ async fn listen(part: &'static str, ip: IpAddr, port: u16) -> Result<(TcpListene
     Ok((listener, address))
 }
 
-/// One region with one relay, known by the hash of its certificate. STUN on loopback is what `STUNTestIP` is for.
-fn derp_map(relay: SocketAddr, stun_port: u16, certificate_hash: &str) -> DerpMap {
-    let none = || "none".to_owned();
-    let ip = relay.ip().to_string();
-    let (ipv4, ipv6) = if relay.is_ipv4() { (ip.clone(), none()) } else { (none(), ip.clone()) };
-    let node = DerpNode {
-        name: "900a".to_owned(),
-        region_id: RELAY_REGION,
-        host_name: ip.clone(),
-        cert_name: format!("sha256-raw:{certificate_hash}"),
-        ipv4,
-        ipv6,
-        stun_port: stun_port.into(),
-        derp_port: relay.port().into(),
-        stun_test_ip: ip,
-        ..DerpNode::default()
+async fn listen_for_stun(ip: IpAddr) -> Result<(UdpSocket, SocketAddr), DevnetError> {
+    let address = SocketAddr::new(ip, 0);
+    let wrong = |source| DevnetError::Listen { part: "STUN server", address, source };
+    let socket = UdpSocket::bind(address).await.map_err(wrong)?;
+    let address = socket.local_addr().map_err(wrong)?;
+    Ok((socket, address))
+}
+
+/// One region with one relay, known by the hash of its certificate, and with a node more for each address beyond the first
+/// that answers STUN. STUN on loopback is what `STUNTestIP` is for.
+fn derp_map(relay: SocketAddr, stun: &[SocketAddr], certificate_hash: &str) -> DerpMap {
+    let node = |name: String, ip: IpAddr| {
+        let (text, none) = (ip.to_string(), "none".to_owned());
+        let (ipv4, ipv6) = if ip.is_ipv4() { (text.clone(), none) } else { (none, text.clone()) };
+        let (host_name, stun_test_ip) = (text.clone(), text);
+        DerpNode { name, region_id: RELAY_REGION, host_name, ipv4, ipv6, stun_test_ip, ..DerpNode::default() }
     };
+    let port_at = |at: usize| stun.get(at).map_or(-1, |address| i32::from(address.port()));
+    let mut nodes = vec![DerpNode {
+        cert_name: format!("sha256-raw:{certificate_hash}"),
+        stun_port: port_at(0),
+        derp_port: relay.port().into(),
+        ..node("900a".to_owned(), relay.ip())
+    }];
+    nodes.extend(stun.iter().enumerate().skip(1).map(|(at, address)| DerpNode {
+        stun_only: true,
+        stun_port: port_at(at),
+        ..node(format!("900s{at}"), address.ip())
+    }));
     let region = DerpRegion {
         region_id: RELAY_REGION,
         region_code: "devnet".to_owned(),
         region_name: "Devnet".to_owned(),
-        nodes: vec![node],
+        nodes,
         ..DerpRegion::default()
     };
     DerpMap {
