@@ -31,7 +31,7 @@ fn region(relay: &Relay) -> DerpRegion {
         cert_name: relay.cert_name.clone(),
         ipv4: "127.0.0.1".to_owned(),
         ipv6: "none".to_owned(),
-        derp_port: relay.derp_port.into(),
+        derp_port: relay.derp_port().into(),
         ..DerpNode::default()
     };
     DerpRegion { region_id: REGION, nodes: vec![node], ..DerpRegion::default() }

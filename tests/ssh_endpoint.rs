@@ -208,6 +208,7 @@ fn throw_away_nix(folder: &std::path::Path) -> Option<NixHost> {
         programs,
         store,
         home: folder.to_path_buf(),
+        user: "tester".to_owned(),
         configuration: Some(configuration),
         settings: String::new(),
     })

@@ -92,7 +92,7 @@ impl NixArgs {
             (Err(failure), None) => return Err(failure),
         };
         let request = Request {
-            host: self.host()?,
+            host: self.host(user.clone())?,
             login,
             user,
             wishes: Wishes {
@@ -119,7 +119,7 @@ impl NixArgs {
         })
     }
 
-    fn host(&self) -> Result<NixHost, Failure> {
+    fn host(&self, user: String) -> Result<NixHost, Failure> {
         let unfit = |error: &dyn std::fmt::Display| {
             Failure::new(Exit::Configuration, error).next("install Nix, or name its daemon with --nix-daemon PATH")
         };
@@ -141,6 +141,7 @@ impl NixArgs {
             programs,
             store,
             home: std::env::var_os("HOME").map_or_else(|| PathBuf::from("/"), PathBuf::from),
+            user,
             configuration: std::env::var_os("NIX_CONF_DIR").map(PathBuf::from),
             settings: std::env::var("NIX_CONFIG").unwrap_or_default(),
         })

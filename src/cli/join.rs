@@ -45,8 +45,8 @@ pub(super) struct JoinArgs {
     timeout: u64,
     #[command(flatten)]
     pub(super) socket: super::socket::SocketArgs,
-    /// For tests: reach peers through relays only.
-    #[arg(long, hide = true, conflicts_with = "no_derp")]
+    /// Reach peers through relays only, as where no UDP passes. Without it, that is found out.
+    #[arg(long, conflicts_with = "no_derp")]
     no_direct: bool,
     /// For tests: reach peers directly only.
     #[arg(long, hide = true)]

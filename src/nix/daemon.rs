@@ -80,6 +80,8 @@ pub struct NixHost {
     pub store: StoreConfig,
     /// The home folder of the children.
     pub home: PathBuf,
+    /// The user that they run as: what Nix calls it where the system has no name for its number, as in containers.
+    pub user: String,
     /// The folder of the `nix.conf` that the children read instead of the system's.
     pub configuration: Option<PathBuf>,
     /// The children's `NIX_CONFIG`: lines of nix.conf that win against every file. See [`super::configuration`].
@@ -109,6 +111,7 @@ impl NixHost {
         let mut spec = ChildSpec::new(program, words)
             .with_variable("PATH", self.search_path())
             .with_variable("HOME", &self.home)
+            .with_variable("USER", &self.user)
             .with_variable("LANG", "C.UTF-8");
         if let Some(folder) = &self.configuration {
             spec = spec.with_variable("NIX_CONF_DIR", folder);
@@ -156,6 +159,7 @@ mod tests {
             programs,
             store,
             home: "/home/bob".into(),
+            user: "bob".to_owned(),
             configuration: Some("/run/x/etc".into()),
             settings: String::new(),
         }
@@ -175,7 +179,14 @@ mod tests {
         let variables = variables(&spec);
         assert_eq!(
             variables.get(1..),
-            Some(&["HOME=/home/bob".to_owned(), "LANG=C.UTF-8".into(), "NIX_CONF_DIR=/run/x/etc".into()][..])
+            Some(
+                &[
+                    "HOME=/home/bob".to_owned(),
+                    "USER=bob".into(),
+                    "LANG=C.UTF-8".into(),
+                    "NIX_CONF_DIR=/run/x/etc".into()
+                ][..]
+            )
         );
         assert!(variables[0].starts_with("PATH=/opt/nix/bin:"), "{variables:?}");
     }

@@ -1,4 +1,4 @@
-//! headscale 0.27.1: plain HTTP on loopback, SQLite, its DERP map naming one [`Relay`].
+//! headscale 0.27.1: SQLite, its DERP map naming one [`Relay`]; plain HTTP on loopback, unless it is put at a [`Site`].
 
 use std::fs;
 use std::net::TcpStream;
@@ -28,6 +28,21 @@ pub struct Headscale {
     user: u64,
     /// Where its nodes meet.
     pub relay: Relay,
+}
+
+/// Where a control server is.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Words before those of its program, which lead into another network namespace.
+    pub entrance: Vec<String>,
+    /// What nodes are told.
+    pub url: String,
+    /// The address and port that it listens on.
+    pub listen: String,
+    /// An address and port at which it can be reached from here.
+    pub reached: String,
+    /// Its certificate and key, where it speaks TLS.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// What [`Headscale::preauth_key`] gives a node to join with.
@@ -65,41 +80,47 @@ impl Headscale {
     /// Starts a relay and a control server with `policy` (HuJSON). `None` when a program is missing; see [`peers::require`].
     pub fn start(policy: &str) -> Option<Self> {
         let [program, derper] = peers::require_all(["headscale", "derper"])?;
-        let mut headscale = start_with_ports(|| Self::try_start(&program, Relay::start(&derper)));
-        headscale.user = headscale.user(USER);
-        headscale.set_policy(policy);
-        Some(headscale)
+        let headscale = start_with_ports(|| {
+            let listen = format!("127.0.0.1:{}", free_tcp_port());
+            let url = format!("http://{listen}");
+            let site = Site { entrance: Vec::new(), url, reached: listen.clone(), listen, tls: None };
+            Self::try_start(&program, Relay::start(&derper), &site)
+        });
+        Some(headscale.with_policy(policy))
     }
 
-    fn try_start(program: &Path, relay: Relay) -> Result<Self, Lost> {
+    /// Starts a control server for `relay` at a place that is known to be free.
+    pub fn start_at(policy: &str, relay: Relay, site: &Site) -> Option<Self> {
+        let program = peers::require("headscale")?;
+        let started = Self::try_start(&program, relay, site);
+        Some(started.unwrap_or_else(|Lost(why)| panic!("headscale did not start: {why}")).with_policy(policy))
+    }
+
+    fn with_policy(mut self, policy: &str) -> Self {
+        self.user = self.user(USER);
+        self.set_policy(policy);
+        self
+    }
+
+    fn try_start(program: &Path, relay: Relay, site: &Site) -> Result<Self, Lost> {
         let folder = tempfile::tempdir().expect("a folder");
-        let port = free_tcp_port();
         let at = |name: &str| folder.path().join(name).display().to_string();
         fs::write(at("derp.yaml"), relay.map_file()).expect("write the DERP map");
-        fs::write(at("config.yaml"), config(&at, port)).expect("write the configuration");
-        let mut process = Process::start(
-            "headscale",
-            program,
-            ["serve", "--config", &at("config.yaml")],
-            [("HOME", at("").as_str())],
-            &folder.path().join("log"),
-        );
+        fs::write(at("config.yaml"), config(&at, site)).expect("write the configuration");
+        let mut words = site.entrance.clone();
+        words.extend([program.display().to_string(), "serve".to_owned(), "--config".to_owned(), at("config.yaml")]);
+        let (log, home) = (folder.path().join("log"), at(""));
+        let mut process =
+            Process::start("headscale", Path::new(&words[0]), &words[1..], [("HOME", home.as_str())], &log);
         let socket = folder.path().join("sock");
         wait_for("headscale to listen", PATIENCE, || {
             if process.ended().is_some() {
                 return Some(Err(Lost(process.log())));
             }
-            let serves = socket.exists() && TcpStream::connect(("127.0.0.1", port)).is_ok();
+            let serves = socket.exists() && TcpStream::connect(&site.reached).is_ok();
             serves.then_some(Ok(()))
         })?;
-        Ok(Self {
-            process,
-            program: program.to_owned(),
-            folder,
-            url: format!("http://127.0.0.1:{port}"),
-            user: 0,
-            relay,
-        })
+        Ok(Self { process, program: program.to_owned(), folder, url: site.url.clone(), user: 0, relay })
     }
 
     /// What a node is told as its login server.
@@ -176,13 +197,17 @@ impl Headscale {
     }
 }
 
-fn config(at: &dyn Fn(&str) -> String, port: u16) -> String {
+fn config(at: &dyn Fn(&str) -> String, site: &Site) -> String {
     let (noise, database, socket, map) = (at("noise.key"), at("db.sqlite"), at("sock"), at("derp.yaml"));
+    let Site { url, listen, tls, .. } = site;
+    let tls = tls.as_ref().map_or_else(String::new, |(certificate, key)| {
+        format!("tls_cert_path: {}\ntls_key_path: {}\n", certificate.display(), key.display())
+    });
     format!(
         r#"
-server_url: http://127.0.0.1:{port}
-listen_addr: 127.0.0.1:{port}
-metrics_listen_addr: 127.0.0.1:0
+server_url: {url}
+listen_addr: {listen}
+{tls}metrics_listen_addr: 127.0.0.1:0
 grpc_listen_addr: 127.0.0.1:0
 noise:
   private_key_path: {noise}

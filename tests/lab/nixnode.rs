@@ -53,7 +53,7 @@ enum Network {
     Shared,
     /// A loopback of its own.
     Alone,
-    /// That of another node, by its first process.
+    /// That of another process: another node's first one, say.
     Beside(u32),
 }
 
@@ -145,6 +145,11 @@ impl NixNode {
     /// As [`Self::start`], in the network of `other`, which is alone but for this one.
     pub fn start_beside(other: &Self, folder: &Path, name: &str, root: &Root, nix_conf: &str) -> Self {
         Self::start_in(folder, name, root, nix_conf, Network::Beside(other.pid))
+    }
+
+    /// As [`Self::start`], in the network of process `id`.
+    pub fn start_in_network_of(id: u32, folder: &Path, name: &str, root: &Root, nix_conf: &str) -> Self {
+        Self::start_in(folder, name, root, nix_conf, Network::Beside(id))
     }
 
     fn start_in(folder: &Path, name: &str, root: &Root, nix_conf: &str, network: Network) -> Self {

@@ -61,9 +61,12 @@ pub fn skip(what: &str) {
 }
 
 fn skipped(test: &str, what: &str, remedy: &str) {
-    // Past the test harness, which hides what a passing test prints.
-    let line = format!("skipped: {test} needs {what} ({remedy})\n");
-    let _ = std::io::stderr().write_all(line.as_bytes());
+    say(&format!("skipped: {test} needs {what} ({remedy})"));
+}
+
+/// Says a line past the test harness, which hides what a passing test prints.
+pub fn say(line: &str) {
+    let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
 /// All of `names`, or `None` when one is missing; see [`require`].

@@ -1,6 +1,6 @@
-//! Tailscale's own relay: DERP over TLS, and STUN, on loopback.
+//! Tailscale's own relay: DERP over TLS, and STUN, on loopback unless it is put elsewhere.
 
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
 use std::path::Path;
 
 use tempfile::TempDir;
@@ -11,13 +11,25 @@ use super::{Lost, PATIENCE, free_tcp_port, free_udp_port, start_with_ports, wait
 /// The region that the relay serves.
 pub const REGION: u16 = 900;
 
+/// Where a relay is.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Words before those of its program, which lead into another network namespace.
+    pub entrance: Vec<String>,
+    /// Its IPv4 address, which is its name, too.
+    pub v4: Ipv4Addr,
+    /// Its IPv6 address. Where it has one, it listens on all addresses that there are.
+    pub v6: Option<Ipv6Addr>,
+    /// Where DERP over TLS is served.
+    pub derp_port: u16,
+    /// Where STUN is served.
+    pub stun_port: u16,
+}
+
 /// A `derper` with a self-signed certificate, which clients know by its pin.
 pub struct Relay {
     process: Process,
-    /// Where DERP over TLS is served, on 127.0.0.1.
-    pub derp_port: u16,
-    /// Where STUN is served, on 127.0.0.1.
-    pub stun_port: u16,
+    site: Site,
     /// The DERP map's `CertName`: `sha256-raw:` and the certificate's SHA-256 in hex.
     pub cert_name: String,
     _folder: TempDir,
@@ -26,30 +38,37 @@ pub struct Relay {
 impl Relay {
     /// Starts one and waits until it serves.
     pub fn start(derper: &Path) -> Self {
-        start_with_ports(|| Self::try_start(derper))
+        start_with_ports(|| {
+            let (derp_port, stun_port) = (free_tcp_port(), free_udp_port());
+            let site = Site { entrance: Vec::new(), v4: Ipv4Addr::LOCALHOST, v6: None, derp_port, stun_port };
+            Self::try_start(derper, site)
+        })
     }
 
-    fn try_start(derper: &Path) -> Result<Self, Lost> {
+    /// Starts one at a place that is known to be free.
+    pub fn start_at(derper: &Path, site: Site) -> Self {
+        Self::try_start(derper, site).unwrap_or_else(|Lost(why)| panic!("derper did not start: {why}"))
+    }
+
+    fn try_start(derper: &Path, site: Site) -> Result<Self, Lost> {
         let folder = tempfile::tempdir().expect("a folder");
-        let (derp_port, stun_port) = (free_tcp_port(), free_udp_port());
         let at = |name: &str| folder.path().join(name).display().to_string();
-        let mut process = Process::start(
-            "derper",
-            derper,
-            [
-                "-a".to_owned(),
-                format!("127.0.0.1:{derp_port}"),
-                "-hostname=127.0.0.1".to_owned(),
-                "-certmode=manual".to_owned(),
-                format!("-certdir={}", at("certs")),
-                "-c".to_owned(),
-                at("derper.key"),
-                "-http-port=-1".to_owned(),
-                format!("-stun-port={stun_port}"),
-            ],
-            [("HOME", at("home").as_str())],
-            &folder.path().join("log"),
-        );
+        let Site { v4, v6, derp_port, stun_port, .. } = site;
+        let mut words = site.entrance.clone();
+        words.extend([
+            derper.display().to_string(),
+            "-a".to_owned(),
+            if v6.is_some() { format!(":{derp_port}") } else { format!("{v4}:{derp_port}") },
+            format!("-hostname={v4}"),
+            "-certmode=manual".to_owned(),
+            format!("-certdir={}", at("certs")),
+            "-c".to_owned(),
+            at("derper.key"),
+            "-http-port=-1".to_owned(),
+            format!("-stun-port={stun_port}"),
+        ]);
+        let (log, home) = (folder.path().join("log"), at("home"));
+        let mut process = Process::start("derper", Path::new(&words[0]), &words[1..], [("HOME", home.as_str())], &log);
         let pin = wait_for("derper's certificate pin", PATIENCE, || {
             if process.ended().is_some() {
                 return Some(Err(Lost(process.log())));
@@ -58,18 +77,29 @@ impl Relay {
             let (_, rest) = log.split_once("\"CertName\":\"")?;
             let (pin, _) = rest.split_once('"')?;
             // It tells its pin before it listens.
-            TcpStream::connect(("127.0.0.1", derp_port)).ok().map(|_| Ok(pin.to_owned()))
+            TcpStream::connect((v4, derp_port)).ok().map(|_| Ok(pin.to_owned()))
         })?;
-        Ok(Self { process, derp_port, stun_port, cert_name: pin, _folder: folder })
+        Ok(Self { process, site, cert_name: pin, _folder: folder })
+    }
+
+    /// Where DERP over TLS is served.
+    pub fn derp_port(&self) -> u16 {
+        self.site.derp_port
+    }
+
+    /// Where STUN is served.
+    pub fn stun_port(&self) -> u16 {
+        self.site.stun_port
     }
 
     /// The relay as a DERP map file for headscale (YAML).
     pub fn map_file(&self) -> String {
-        let Self { derp_port, stun_port, cert_name, .. } = self;
+        let Site { v4, v6, derp_port, stun_port, .. } = &self.site;
+        let (cert_name, v6) = (&self.cert_name, v6.map_or_else(|| "none".to_owned(), |v6| v6.to_string()));
         format!(
             "regions:\n  {REGION}:\n    regionid: {REGION}\n    regioncode: lab\n    regionname: Lab\n    nodes:\n      \
-             - name: lab1\n        regionid: {REGION}\n        hostname: 127.0.0.1\n        certname: \"{cert_name}\"\n        \
-             ipv4: 127.0.0.1\n        ipv6: none\n        stunport: {stun_port}\n        derpport: {derp_port}\n"
+             - name: lab1\n        regionid: {REGION}\n        hostname: {v4}\n        certname: \"{cert_name}\"\n        \
+             ipv4: {v4}\n        ipv6: \"{v6}\"\n        stunport: {stun_port}\n        derpport: {derp_port}\n"
         )
     }
 }

@@ -4,12 +4,19 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use super::{Destination, Node, PeerId};
-use crate::disco::{self, MAX_ENDPOINTS, Message};
+use crate::disco::{self, MAX_ENDPOINTS, Message, TransactionId};
+use crate::key::NodePublic;
+use crate::stack::DEFAULT_MTU;
 use crate::tailcfg::RegionId;
 use crate::tunnel::paths::{Output, Via};
+use crate::tunnel::session;
 
 /// How a pong names a relay as the place where the ping came from (`tailcfg.DerpMagicIP`); the port is the region.
 const DERP_MAGIC: Ipv4Addr = Ipv4Addr::new(127, 3, 3, 40);
+/// How long the datagram of a full packet is. Pings to an address are as long: a path that loses such datagrams (a firewall that
+/// drops fragments, a router whose word about their length gets lost) carries handshakes and short pings, and then no data for
+/// ever. Go's nodes ping shortly, and hang there; they answer long pings like any other.
+const FULL_DATAGRAM: usize = DEFAULT_MTU + session::OVERHEAD;
 /// Small messages that wait to be sent. Each is a datagram that its sender will repeat by itself.
 const MAX_SMALL: usize = 4096;
 
@@ -66,7 +73,7 @@ impl Node {
         {
             any = true;
             let (to, message) = match output {
-                Output::Ping { to, txid } => (to, Message::Ping { txid, node_key: Some(self.key), padding: 0 }),
+                Output::Ping { to, txid } => (to, ping(to, txid, self.key)),
                 Output::Pong { to, txid } => (to, Message::Pong { txid, observed: observed(to) }),
                 Output::CallMeMaybe { region } => {
                     let endpoints = self.own_endpoints(now);
@@ -128,6 +135,15 @@ impl Node {
             return;
         }
         self.small.push_back((destination, message));
+    }
+}
+
+fn ping(to: Via, txid: TransactionId, own: NodePublic) -> Message {
+    let with = |padding| Message::Ping { txid, node_key: Some(own), padding };
+    match to {
+        Via::Udp(_) => with(FULL_DATAGRAM.saturating_sub(disco::sealed_len(&with(0)))),
+        // TCP cuts as it needs.
+        Via::Derp(_) => with(0),
     }
 }
 

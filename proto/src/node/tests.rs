@@ -1,4 +1,4 @@
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -68,6 +68,34 @@ fn a_peer_is_dialled_at_its_own_home_before_we_have_one() {
     let sent = std::iter::from_fn(|| node.poll_transmit(now, &mut buffer, 1));
     let to_peer = Destination::Derp { region: 2, peer: peer_key };
     assert!(sent.into_iter().any(|transmit| transmit.destination == to_peer), "a handshake goes at once");
+}
+
+#[test]
+fn pings_to_an_address_are_as_long_as_full_packets() {
+    let now = start();
+    let mut node = new_node(now);
+    let own = tailcfg::Node { addresses: vec!["100.64.0.1/32".parse().unwrap()], ..tailcfg::Node::default() };
+    let address: SocketAddr = "192.0.2.2:41641".parse().unwrap();
+    let mut rng = StdRng::seed_from_u64(2);
+    let peer = tailcfg::Node {
+        id: 2,
+        key: NodePrivate::generate(&mut rng).public(),
+        disco_key: DiscoPrivate::generate(&mut rng).public(),
+        addresses: vec!["100.64.0.2/32".parse().unwrap()],
+        endpoints: vec![address],
+        ..tailcfg::Node::default()
+    };
+    let peers = [(2, Arc::new(peer))].into();
+    node.handle_netmap(now, &Netmap { self_node: Arc::new(own), peers, ..Netmap::default() });
+    node.connect(now, "100.64.0.2:22".parse().unwrap()).unwrap();
+    let mut buffer = vec![0; 64 << 10];
+    let sent = std::iter::from_fn(|| {
+        let transmit = node.poll_transmit(now, &mut buffer, 1)?;
+        Some((transmit.destination, transmit.len, crate::disco::sender(&buffer[..transmit.len]).is_some()))
+    });
+    let pings: Vec<_> = sent.filter(|(_, _, is_disco)| *is_disco).collect();
+    // WireGuard's data header and tag are 16 bytes each.
+    assert_eq!(pings, [(Destination::Udp(address), 1280 + 32, true)]);
 }
 
 /// Peers by number, each with a key, a disco key and addresses that others may claim, too.
