@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use crate::control::DevnetAtRouter;
+use crate::lab::nixtail::program;
 use crate::lab::process::run;
 use crate::lab::{PATIENCE, peers};
 use crate::node::{Exchange, Exchanged, Node, Orders};
@@ -45,6 +46,11 @@ impl Container {
         words.extend(
             ["--ro-bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--bind", &at, "/tmp"].map(str::to_owned),
         );
+        // Where these programs lie below /tmp, that has just been covered.
+        for program in [std::env::current_exe().unwrap(), program()] {
+            let program = program.display().to_string();
+            words.extend(["--ro-bind".to_owned(), program.clone(), program]);
+        }
         words.extend(["--chdir", "/tmp", "--die-with-parent", "--seccomp", "9", "--"].map(str::to_owned));
         Some(Self { words, folder })
     }
@@ -76,7 +82,7 @@ impl Container {
 }
 
 /// Whether the user namespace that we are in has all users: not the one that an ordinary user made.
-fn is_of_all_users() -> bool {
+pub(crate) fn is_of_all_users() -> bool {
     fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().nth(2) == Some("4294967295")
 }
 

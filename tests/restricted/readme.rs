@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::confined::Container;
+use crate::confined::{Container, is_of_all_users};
 use crate::control::DevnetAtRouter;
 use crate::lab::nixnode::{NixNode, NixVersion, User};
 use crate::lab::nixtail::program;
@@ -65,6 +65,10 @@ struct Pair {
 
 impl Pair {
     fn start(world: &World, control: &DevnetAtRouter) -> Option<Self> {
+        if !is_of_all_users() {
+            peers::skip("root, for machines with users of their own");
+            return None;
+        }
         let root = NixVersion::Own.require()?;
         let [builder, coordinator] = ["builder", "coordinator"].map(|name| {
             let machine = world.machine(name, Link::USUAL);
