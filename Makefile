@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test test-long bench fuzz mutants lint peers clean-cache
+.PHONY: demo test test-long bench fuzz sim mutants lint peers clean-cache
 
 # A Nix build on two builders through our own tunnel, on this machine alone.
 demo:
@@ -47,6 +47,13 @@ fuzz:
 	@environment=$$(scripts/needs fuzz)
 	eval "$$environment"
 	scripts/fuzz $(T)
+
+# Histories of simulated networks against a reference model: `make sim N=20000`, or the same ones again with SEED=7.
+N ?= 1000
+sim:
+	@environment=$$(scripts/needs sim)
+	eval "$$environment"
+	scripts/sim $(N) $(SEED)
 
 lint:
 	@environment=$$(scripts/needs lint)

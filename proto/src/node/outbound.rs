@@ -76,7 +76,7 @@ impl Node {
         };
         tunnel.handle_timeout(now, &self.identity, &mut self.rng);
         let route = tunnel.route(now);
-        if tunnel.paths.lacks_relay(now) && tunnel.session.wants_path() {
+        if tunnel.paths.lacks_relay(now) && (tunnel.session.wants_path() || tunnel.paths.is_in_use()) {
             // Nothing can be sent, or nothing may arrive, before an address answers, which the tunnel looks for, or a relay is
             // connected.
             self.refresh_region(now, id, true);

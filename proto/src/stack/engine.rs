@@ -11,7 +11,7 @@ use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, S
 use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
-use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE};
+use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE, REPEAT_WITHIN};
 use crate::packet::{Packet, PacketBatch, tcp};
 
 /// Turns the caller's instants into the engine's, counted from the first one that was seen.
@@ -71,12 +71,19 @@ pub(super) enum Received {
     End,
 }
 
+/// More than the longest pause that smoltcp makes before it repeats something.
+const LONGER_THAN_ANY_PAUSE: EngineDuration = EngineDuration::from_secs(61);
+
 pub(super) struct Engine {
     interface: Interface,
     sockets: SocketSet<'static>,
     socket: SocketHandle,
     mtu: usize,
     sent: Sent,
+    /// When what the peer hasn't acknowledged is repeated, if smoltcp doesn't do it before.
+    repeat_at: Option<EngineInstant>,
+    /// How far this connection's time is before everybody else's: smoltcp has no other way to end a pause.
+    ahead: EngineDuration,
 }
 
 /// What went out of a connection.
@@ -86,6 +93,8 @@ struct Sent {
     last: Option<tcp::Segment>,
     /// The end of all that was ever sent (RFC 9293's SND.NXT).
     end: Option<u32>,
+    /// How many segments there were that the peer must acknowledge, copies among them.
+    substantial: u64,
 }
 
 impl Sent {
@@ -96,6 +105,7 @@ impl Sent {
         let segment = Packet::parse(packet).ok().and_then(|packet| tcp::Segment::parse(&packet));
         let Some(mut segment) = segment else { return };
         let ends = segment.sequence.wrapping_add(segment.sequence_length());
+        self.substantial += u64::from(segment.sequence_length() > 0);
         match self.end {
             Some(end) if is_before(ends, end) => {
                 if segment.sequence_length() == 0 {
@@ -107,6 +117,10 @@ impl Sent {
         }
         self.last = Some(segment);
     }
+}
+
+fn engine_duration(duration: std::time::Duration) -> EngineDuration {
+    EngineDuration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Whether one sequence number comes before another, around the corner, too.
@@ -150,15 +164,19 @@ impl Engine {
         let mut socket = Socket::new(receive, send);
         socket.set_congestion_control(CongestionControl::Cubic);
         socket.set_nagle_enabled(false);
-        socket.set_ack_delay(Some(EngineDuration::from_micros(
-            u64::try_from(ACKNOWLEDGE_WITHIN.as_micros()).unwrap_or(u64::MAX),
-        )));
-        socket.set_keep_alive(Some(EngineDuration::from_micros(
-            u64::try_from(KEEP_ALIVE.as_micros()).unwrap_or(u64::MAX),
-        )));
+        socket.set_ack_delay(Some(engine_duration(ACKNOWLEDGE_WITHIN)));
+        socket.set_keep_alive(Some(engine_duration(KEEP_ALIVE)));
         let mut sockets = SocketSet::new(vec![SocketStorage::EMPTY]);
         let socket = sockets.add(socket);
-        Self { interface, sockets, socket, mtu: opening.mtu, sent: Sent::default() }
+        Self {
+            interface,
+            sockets,
+            socket,
+            mtu: opening.mtu,
+            sent: Sent::default(),
+            repeat_at: None,
+            ahead: EngineDuration::ZERO,
+        }
     }
 
     fn socket(&self) -> &Socket<'static> {
@@ -192,8 +210,14 @@ impl Engine {
         peer: P,
         replies: &mut PacketBatch<P>,
     ) {
+        let queued = self.socket().send_queue();
         let mut wire = Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, sent: &mut self.sent };
-        let _ = self.interface.poll_ingress_single(now, &mut wire, &mut self.sockets);
+        let _ = self.interface.poll_ingress_single(now + self.ahead, &mut wire, &mut self.sockets);
+        if !self.owes() {
+            self.repeat_at = None;
+        } else if self.socket().send_queue() < queued {
+            self.repeat_at = Some(now + engine_duration(REPEAT_WITHIN));
+        }
     }
 
     /// Writes at most `budget` packets to `out`. Says whether the budget ended it.
@@ -204,21 +228,39 @@ impl Engine {
         out: &mut PacketBatch<P>,
         budget: usize,
     ) -> bool {
+        let late = self.repeat_at.is_some_and(|at| at <= now);
+        if late {
+            self.ahead += LONGER_THAN_ANY_PAUSE;
+        }
+        let substantial = self.sent.substantial;
         let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, sent: &mut self.sent };
+        let mut more = true;
         for _ in 0..budget {
-            let result = self.interface.poll_egress(now, &mut wire, &mut self.sockets);
+            let result = self.interface.poll_egress(now + self.ahead, &mut wire, &mut self.sockets);
             if result == PollResult::None {
-                return false;
+                more = false;
+                break;
             }
         }
-        true
+        // A keepalive looks like data, too.
+        if (late || self.sent.substantial > substantial) && self.owes() {
+            self.repeat_at = Some(now + engine_duration(REPEAT_WITHIN));
+        }
+        more
     }
 
     /// When this connection wants [`Engine::transmit`] again.
     pub(super) fn poll_at(&mut self, clock: &mut Clock, now: Instant) -> Option<Instant> {
-        let engine_now = clock.engine_time(now);
-        let at = self.interface.poll_at(engine_now, &self.sockets)?;
+        let engine_now = clock.engine_time(now) + self.ahead;
+        let at = self.interface.poll_at(engine_now, &self.sockets)? - self.ahead;
+        let at = self.repeat_at.map_or(at, |repeat_at| at.min(repeat_at));
         Some(clock.caller_time(now, at))
+    }
+
+    /// Whether the peer has something to acknowledge.
+    fn owes(&self) -> bool {
+        let closes = matches!(self.socket().state(), State::FinWait1 | State::Closing | State::LastAck);
+        closes || self.phase() == Phase::Opening || self.socket().send_queue() > 0
     }
 
     /// Takes as much of `bytes` as has room. `None` if this side is closed.

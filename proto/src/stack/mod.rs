@@ -53,11 +53,15 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// How long a lone segment may wait for its acknowledgement, which most often rides on the answer: a packet less to seal, to
 /// send and to wake the peer with for each question and each answer. Every second full one is acknowledged with its batch.
 const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(5);
+/// What isn't acknowledged is repeated after this long at the latest, as handshakes and pings are. TCP's own pauses double up to a minute
+/// (RFC 6298): a stream would stand still for as long again as the outage was that has just ended. Linux has the same knob,
+/// `tcp_rto_max_ms`.
+pub const REPEAT_WITHIN: Duration = Duration::from_secs(5);
 /// A peer that sent nothing for so long is gone.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long our own SYN may stay unanswered.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
-/// How long a peer may take for its handshake (SYN-ACKs go out after 0, 1, 3, 7 and 15 seconds).
+/// How long a peer may take for its handshake (SYN-ACKs go out after 0, 1, 3, 7, 12 and 17 seconds).
 pub const HALF_OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a released connection may take to send what is queued and close; a RST ends it then.
 pub const RELEASE_TIMEOUT: Duration = Duration::from_secs(60);

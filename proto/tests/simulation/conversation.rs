@@ -85,6 +85,10 @@ impl Conversation {
 
     fn tick(&mut self, world: &mut World) {
         let now = world.now;
+        if self.paused && self.stream.is_none() {
+            // Nobody tries.
+            self.wants_since = None;
+        }
         if now < self.next || self.paused || world.hosts[self.from].frozen {
             return;
         }
@@ -128,7 +132,7 @@ impl Conversation {
                 break;
             }
         }
-        let mut bytes = vec![0; 16 << 10];
+        let mut bytes = [0; 4 << 10];
         while let Ok(Read::Bytes(length)) = node.read(now, stream.id, &mut bytes) {
             let offset = usize::try_from(stream.echoed % PERIOD as u64).unwrap();
             let right = bytes[..length] == pattern()[offset..offset + length];
@@ -235,7 +239,7 @@ impl Application {
         let now = world.now;
         let Some(pending) = self.echoed.get_mut(&(host, id)) else { return };
         let node = &mut world.hosts[host].node;
-        let mut bytes = vec![0; 16 << 10];
+        let mut bytes = [0; 4 << 10];
         while let Ok(taken) = node.write(now, id, pending) {
             pending.drain(..taken);
             if !pending.is_empty() {

@@ -118,27 +118,28 @@ impl Weather {
 
 /// Histories of all sizes, small ones mostly.
 pub(crate) fn any_history() -> impl Strategy<Value = History> {
+    let few = || prop_oneof![5 => Just(1_u8), 1 => Just(2_u8)];
     let sites = prop_oneof![
-        12 => prop::collection::vec(site(), 2..4),
-        4 => prop::collection::vec(site(), 3..9),
-        1 => prop::collection::vec(site(), 9..27),
+        24 => prop::collection::vec(site(few()), 2..4),
+        8 => prop::collection::vec(site(few()), 3..9),
+        1 => prop::collection::vec(site(1_u8..4), 9..27),
     ];
     let talks = prop::collection::vec(talk(), 1..6);
     let changes = prop::collection::vec((change(), wait()), 0..7);
     (any::<u64>(), 1_u16..4, any::<bool>(), sites, talks, changes).prop_map(
         |(seed, regions, same_lan, mut sites, talks, changes)| {
-            // 40 hosts at most.
-            let mut hosts = 0;
+            // 40 hosts at most, one at each site at least.
+            let mut spare = 40 - u8::try_from(sites.len()).unwrap_or(40);
             for site in &mut sites {
-                site.hosts = site.hosts.min(40_u8.saturating_sub(hosts)).max(1);
-                hosts += site.hosts;
+                site.hosts = site.hosts.min(spare + 1);
+                spare -= site.hosts - 1;
             }
             History { seed, regions, same_lan, sites, talks, changes }
         },
     )
 }
 
-fn site() -> impl Strategy<Value = SitePlan> {
+fn site(hosts: impl Strategy<Value = u8>) -> impl Strategy<Value = SitePlan> {
     use NatKind::{AddressMayAnswer, AnyMayAnswer, Firewall, Open, PortPreserving, RandomPorts};
     let nat = prop_oneof![
         2 => Just(Open),
@@ -150,7 +151,6 @@ fn site() -> impl Strategy<Value = SitePlan> {
     ];
     let v6 = prop_oneof![4 => Just(None), 1 => Just(Some(Firewall)), 1 => Just(Some(Open))];
     let udp = prop_oneof![1 => Just(false), 9 => Just(true)];
-    let hosts = prop_oneof![5 => Just(1_u8), 1 => Just(2_u8)];
     (hosts, nat, 30_u8..121, v6, udp, weather(), any::<[u8; 3]>()).prop_map(
         |(hosts, nat, lifetime_s, v6, udp, weather, far)| SitePlan {
             hosts,
@@ -179,10 +179,14 @@ fn weather() -> impl Strategy<Value = Weather> {
 }
 
 fn talk() -> impl Strategy<Value = Talk> {
-    let every_ms = prop_oneof![4 => 100_u32..3000, 1 => 3000_u32..40_000];
-    let bytes = prop_oneof![8 => 1_u32..3000, 1 => 3000_u32..100_000];
+    // Short messages often, or long ones seldom: packets are what a history costs.
+    let message = prop_oneof![
+        6 => (500_u32..3000, 1_u32..3000),
+        1 => (2000_u32..3000, 3000_u32..60_000),
+        2 => (3000_u32..40_000, 1_u32..6000),
+    ];
     let begins_ms = prop_oneof![1 => Just(0_u32), 1 => 0_u32..1000, 2 => 1000_u32..60_000];
-    (any::<u8>(), any::<u8>(), begins_ms, every_ms, bytes).prop_map(|(from, to, begins_ms, every_ms, bytes)| Talk {
+    (any::<u8>(), any::<u8>(), begins_ms, message).prop_map(|(from, to, begins_ms, (every_ms, bytes))| Talk {
         from,
         to,
         begins_ms,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nixtail_proto::key::{DiscoPrivate, NodePublic};
 use nixtail_proto::node::{Event, Node, NodeConfig};
@@ -38,6 +38,8 @@ pub(crate) struct Host {
     pub(crate) address: SocketAddr,
     pub(crate) address_v6: Option<SocketAddr>,
     pub(crate) events: Vec<Event>,
+    /// When it wants to be called next, as it said when it last had nothing more to say.
+    pub(crate) timer: Option<Instant>,
     pub(crate) timeouts: u64,
     /// Packets sent, by whatever path.
     pub(crate) sent: u64,

@@ -10,11 +10,17 @@ use nixtail_proto::key::{DiscoPublic, NodePublic};
 use nixtail_proto::node::{Destination, Event, Path};
 use nixtail_proto::stack::ConnectionError;
 use nixtail_proto::tailcfg::RegionId;
+use nixtail_proto::tunnel::session::{REJECT_AFTER, REKEY_AFTER};
 
 use crate::world::{SECOND, World};
 
 /// What a thousand histories must have come by.
 pub(crate) const REQUIRED: &[&str] = &[
+    "a network of forty nodes",
+    "a network of two nodes",
+    "the network lost a packet",
+    "the network doubled a packet",
+    "packets overtook each other",
     "a handshake was answered by UDP",
     "a handshake was answered through a relay",
     "a handshake was retried, and answered then",
@@ -46,6 +52,12 @@ pub(crate) const REQUIRED: &[&str] = &[
     "a stream outlived an outage",
     "pairs that can't go direct stayed at the relay",
     "pairs that can go direct did",
+    "direct without a NAT",
+    "direct through a firewall",
+    "direct behind a NAT through which any may answer",
+    "direct behind a NAT through which addresses may answer",
+    "direct behind a NAT that preserves ports",
+    "direct behind a NAT with random ports",
 ];
 
 /// The way that a packet came.
@@ -86,7 +98,11 @@ struct Seen {
     dialled: Vec<RegionId>,
     /// By tunnel: initiations since the last answer, and when the first and last of them were sent.
     initiations: HashMap<u32, (Instant, Instant)>,
+    /// By tunnel: when a handshake of ours was last answered.
+    answered: HashMap<u32, Instant>,
     sent_by_udp: VecDeque<[u8; 12]>,
+    /// Receiver and counter of the last data packet that came straight.
+    last_data: Option<(u32, u64)>,
 }
 
 impl Observer {
@@ -181,13 +197,24 @@ impl World {
             Some(2) => {
                 let seen = observer.hosts.entry(host).or_default();
                 let times = seen.initiations.remove(&tunnel_at(bytes, 8));
+                let before = seen.answered.insert(tunnel_at(bytes, 8), now);
                 if times.is_some_and(|(first, last)| last - first >= Duration::from_millis(200)) {
                     self.note("a handshake was retried, and answered then");
+                }
+                if before.is_some_and(|before| (REKEY_AFTER..REJECT_AFTER).contains(&(now - before))) {
+                    self.note("keys were renewed in mid-conversation");
                 }
                 self.note(match way {
                     Way::Udp(_) => "a handshake was answered by UDP",
                     Way::Relay(_) => "a handshake was answered through a relay",
                 });
+            }
+            Some(4) if matches!(way, Way::Udp(_)) => {
+                let (receiver, counter) = numbers(bytes);
+                let before = observer.hosts.entry(host).or_default().last_data.replace((receiver, counter));
+                if before.is_some_and(|before| before.0 == receiver && before.1 > counter) {
+                    self.note("packets overtook each other");
+                }
             }
             _ => {}
         }
@@ -197,8 +224,8 @@ impl World {
         let Some(sender) = disco::sender(bytes) else { return };
         let Some(from) = self.hosts.iter().position(|one| one.record.disco_key == sender) else { return };
         let Some(observer) = &mut self.observer else { return };
-        let own = self.hosts[host].disco_key();
-        let shared = observer.shared.entry((own.public(), sender)).or_insert_with(|| SharedKey::new(own, &sender));
+        let (own, receiver) = (self.hosts[host].disco_key(), self.hosts[host].record.disco_key);
+        let shared = observer.shared.entry((receiver, sender)).or_insert_with(|| SharedKey::new(own, &sender));
         let pair = observer.pairs.entry((host, from)).or_default();
         match shared.open(bytes) {
             Ok(Message::CallMeMaybe { endpoints }) => pair.called = endpoints,
@@ -302,6 +329,12 @@ fn tunnel_at(bytes: &[u8], offset: usize) -> u32 {
 /// Receiver and counter of a data packet.
 fn header(bytes: &[u8]) -> [u8; 12] {
     bytes.get(4..).and_then(|rest| rest.first_chunk()).copied().unwrap_or_default()
+}
+
+/// The same as numbers.
+fn numbers(bytes: &[u8]) -> (u32, u64) {
+    let [a, b, c, d, counter @ ..] = header(bytes);
+    (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(counter))
 }
 
 fn name(bytes: &[u8]) -> String {

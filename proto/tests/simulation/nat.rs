@@ -31,6 +31,18 @@ impl NatKind {
         !matches!(self, Self::Open | Self::Firewall)
     }
 
+    /// What a pair has shown that talks directly, one of them behind this.
+    pub(crate) fn landmark(self) -> &'static str {
+        match self {
+            Self::Open => "direct without a NAT",
+            Self::Firewall => "direct through a firewall",
+            Self::AnyMayAnswer => "direct behind a NAT through which any may answer",
+            Self::AddressMayAnswer => "direct behind a NAT through which addresses may answer",
+            Self::PortPreserving => "direct behind a NAT that preserves ports",
+            Self::RandomPorts => "direct behind a NAT with random ports",
+        }
+    }
+
     /// Whether two sites behind these can send each other datagrams, once each has asked the other to.
     pub(crate) fn goes_direct_with(self, other: Self) -> bool {
         use NatKind::{Firewall, PortPreserving, RandomPorts};

@@ -25,6 +25,8 @@ const CALM: Duration = Duration::from_secs(75);
 const RUN_DOWN: Duration = Duration::from_secs(600);
 /// … and then it is silent.
 const SILENT: Duration = Duration::from_secs(300);
+/// Timeouts that a host may have in a [`TICK`] beside two for each packet: asking again each millisecond would be 250.
+const TIMEOUTS_PER_TICK: u64 = 50;
 /// What a host with UDP and a relay may do in all of [`SILENT`].
 const SILENT_TIMEOUTS: u64 = 4;
 /// What one without may do: it goes on looking for them. Each second on average.
@@ -103,6 +105,11 @@ impl Play {
             let conversation = Conversation::new(from, to, every, talk.bytes.into(), begins);
             application.conversations.push(conversation);
         }
+        match hosts {
+            2 => world.note("a network of two nodes"),
+            40 => world.note("a network of forty nodes"),
+            _ => {}
+        }
         let watches = vec![Watch::default(); application.conversations.len()];
         Self { world, application, watches, ends: Queue::new(), outcome: Outcome::default() }
     }
@@ -122,8 +129,16 @@ impl Play {
                 return Ok(());
             }
             let tick = self.ends.next_at().into_iter().chain([end, self.world.now + TICK]).min().unwrap_or(end);
+            let before: Vec<_> = self.world.hosts.iter().map(|host| (host.timeouts, host.sent)).collect();
             while self.world.step(tick) {
                 self.application.handle_events(&mut self.world);
+            }
+            for (number, (host, before)) in self.world.hosts.iter().zip(before).enumerate() {
+                let (timeouts, sent) = (host.timeouts - before.0, host.sent - before.1);
+                if timeouts > TIMEOUTS_PER_TICK + 2 * sent {
+                    let at = self.world.elapsed();
+                    return Err(format!("at {at:?}: host {number} has {timeouts} timeouts for {sent} packets"));
+                }
             }
         }
     }

@@ -9,10 +9,10 @@ use crate::conversation::{Application, Conversation};
 use crate::world::World;
 
 /// Who can be reached is reached within this time, whatever was before: an address is trusted for 6.5 s, a dead session is noticed after
-/// 15 s, a peer or relay is tried every 5 s at least, and TCP's own pauses double.
+/// 15 s, and a peer, a relay and what a stream owes are tried every 5 s at least.
 pub(crate) const REACHED_WITHIN: Duration = Duration::from_secs(35);
-/// Where the network loses packets, things take a few more rounds.
-pub(crate) const REACHED_WITHIN_LOSSY: Duration = Duration::from_secs(55);
+/// Where the network loses packets, three such rounds in a row may come to nothing.
+pub(crate) const REACHED_WITHIN_LOSSY: Duration = Duration::from_secs(50);
 /// First contact where nothing has happened lately, and the network loses nothing.
 pub(crate) const FIRST_CONTACT_WITHIN: Duration = Duration::from_millis(2500);
 /// For how long nothing must have happened for that.
@@ -23,7 +23,8 @@ pub(crate) const DIRECT_WITHIN: Duration = Duration::from_secs(60);
 const LIE_AT_MOST: Duration = Duration::from_secs(12);
 /// A stream dies only if its peer was out of reach within this time: silence of 45 s and what led to it.
 const OUT_OF_REACH_WITHIN: Duration = Duration::from_secs(75);
-/// Nothing waits for longer than this: it goes on, or ends with an error.
+/// Nothing waits for longer than this: it goes on, or ends with an error. A stream gives up after 45 s of silence; the peer may be heard
+/// once meanwhile, and lost again.
 const ENDS_WITHIN: Duration = Duration::from_secs(100);
 
 /// What must be true of a pair.
@@ -161,6 +162,9 @@ impl Watch {
         if is_direct == [true, true] {
             if self.last_direct.is_none() && self.direct_since.is_some() {
                 world.note("pairs that can go direct did");
+                for site in [from, to].map(|host| world.hosts[host].site) {
+                    world.note(world.sites[site].nat.kind.landmark());
+                }
             }
             self.last_direct = Some(now);
         }

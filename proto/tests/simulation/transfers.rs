@@ -112,7 +112,10 @@ fn a_relay_that_was_idle_is_dialled_when_udp_dies() {
     }
     assert_eq!([0, 1].map(|host| world.hosts[host].relays.len()), [1, 1], "the other's relay is closed");
     world.udp.lost_ppm = 1_000_000;
-    world.transfer(&mut stream, 1000, 20 * SECOND);
+    // Also where nothing is sent at the moment.
+    world.pass(10 * SECOND);
+    assert_eq!([0, 1].map(|host| world.hosts[host].relays.len()), [2, 2], "the other's relay is dialled");
+    world.transfer(&mut stream, 1000, 5 * SECOND);
     assert!(matches!(world.path(0, 1), Path::Derp(_)), "{:?}", world.path(0, 1));
 }
 

@@ -214,6 +214,7 @@ impl World {
             address,
             address_v6,
             events: Vec::new(),
+            timer: None,
             timeouts: 0,
             sent: 0,
             frozen: false,
@@ -310,9 +311,11 @@ impl World {
             }
             self.buffer = buffer;
             if !any {
-                return;
+                break;
             }
         }
+        let host = &mut self.hosts[host];
+        host.timer = if host.frozen { None } else { host.node.poll_timeout() };
     }
 
     fn handle_event(&mut self, host: usize, event: Event) {
@@ -375,6 +378,11 @@ impl World {
             copies.iter_mut().for_each(|taken| *taken += far);
             self.sites[end].access.carry(self.now, &mut self.rng, &mut copies);
         }
+        match copies.len() {
+            0 => self.note("the network lost a packet"),
+            1 => {}
+            _ => self.note("the network doubled a packet"),
+        }
         for taken in copies {
             self.happen(self.now + taken, Happening::Datagram { from, to, site, bytes: bytes.to_vec() });
         }
@@ -393,8 +401,7 @@ impl World {
 
     /// Goes on to the next thing that happens, but not beyond `end`. Says whether there was one.
     pub(crate) fn step(&mut self, end: Instant) -> bool {
-        let awake = self.hosts.iter_mut().filter(|host| !host.frozen);
-        let timer = awake.filter_map(|host| host.node.poll_timeout()).min();
+        let timer = self.hosts.iter().filter_map(|host| host.timer.filter(|_| !host.frozen)).min();
         let Some(next) = self.queue.next_at().into_iter().chain(timer).min().filter(|at| *at <= end) else {
             self.now = end;
             return false;
@@ -408,7 +415,8 @@ impl World {
         }
         for host in 0..self.hosts.len() {
             let one = &mut self.hosts[host];
-            if !one.frozen && one.node.poll_timeout().is_some_and(|at| at <= self.now) {
+            let timer = if touched.contains(&host) { one.node.poll_timeout() } else { one.timer };
+            if !one.frozen && timer.is_some_and(|at| at <= self.now) {
                 one.node.handle_timeout(self.now);
                 one.timeouts += 1;
                 touched.insert(host);

@@ -399,6 +399,11 @@ impl Paths {
         self.best.filter(|best| best.trusted_until > now).map(|best| best.latency)
     }
 
+    /// Whether packets have gone to the peer lately, so that paths to it are looked after.
+    pub fn is_in_use(&self) -> bool {
+        self.heartbeat_at.is_some()
+    }
+
     /// Whether a relay would help: none is connected that reaches the peer, and no address is trusted.
     pub fn lacks_relay(&self, now: Instant) -> bool {
         self.region.is_none() && !self.is_trusted(now)
