@@ -3,8 +3,12 @@
 #![allow(clippy::unwrap_used, reason = "what goes wrong here fails the test")]
 
 mod lab;
+#[path = "derp/regions.rs"]
+mod regions;
 #[path = "derp/scripted.rs"]
 mod scripted;
+#[path = "derp/scripted_relay.rs"]
+mod scripted_relay;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,8 +52,14 @@ impl Client {
         let node_key = NodePrivate::generate(&mut StdRng::try_from_rng(&mut SysRng).expect("randomness"));
         let (sender, events) = mpsc::channel(64);
         let key = node_key.public();
-        let config =
-            DerpConfig { region: region.clone(), node_key, proxies: Arc::default(), home: true, connection: 5 };
+        let config = DerpConfig {
+            region: region.clone(),
+            node_key,
+            proxies: Arc::default(),
+            home: true,
+            first_node: 0,
+            connection: 5,
+        };
         Self { key, connection: DerpConnection::spawn(config, sender), events }
     }
 

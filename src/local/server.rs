@@ -23,10 +23,13 @@ use crate::report::{Exit, Failure};
 const MAX_CONNECTIONS: usize = 512;
 /// A request is a few names and numbers.
 const MAX_BODY: usize = 64 << 10;
-/// A client of ours sends its request at once.
-const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// What a connection's head may take; the server's own default is some 400 KiB.
+const MAX_HEAD: usize = 16 << 10;
+/// A client of ours sends its request at once. Less than our commands wait for an answer (10 s): where all places are taken by what
+/// says half a request, they still get one.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the body may take after that: it is small, and comes with the head.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The running local API. [`Server::stop`] ends it; dropping it stops it without waiting.
 #[derive(Debug)]
@@ -130,6 +133,7 @@ async fn serve(stream: UnixStream, routes: Arc<Routes>, tasks: TaskTracker, canc
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     tokio::pin!(connection);

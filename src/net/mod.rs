@@ -5,6 +5,7 @@ pub(crate) mod dataplane;
 pub mod derp;
 pub(crate) mod http;
 pub(crate) mod interfaces;
+pub(crate) mod link_watch;
 pub(crate) mod peer_user;
 pub(crate) mod pipe;
 pub(crate) mod socket;

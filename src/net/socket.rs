@@ -40,6 +40,15 @@ pub(crate) struct Blocked {
     pub(crate) sent: usize,
 }
 
+/// What became of datagrams that the kernel was given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// They went out, or were dropped by the network for a reason that may pass.
+    Out,
+    /// No route leads there.
+    Unreachable,
+}
+
 impl Sockets {
     /// Binds both families, to the same port where that is free. `port` 0 lets the kernel choose.
     ///
@@ -69,11 +78,11 @@ impl Sockets {
 
     /// Sends `data` to `destination` as datagrams of `segment_size`, the last of which may be shorter.
     ///
-    /// What the network refuses is dropped, as on any UDP path. Only a full send buffer is told.
-    pub(crate) fn send(&self, destination: SocketAddr, data: &[u8], segment_size: usize) -> Result<(), Blocked> {
+    /// What the network refuses is dropped, as on any UDP path. A full send buffer is told, and that no route leads there.
+    pub(crate) fn send(&self, destination: SocketAddr, data: &[u8], segment_size: usize) -> Result<Sent, Blocked> {
         match self.family(destination) {
             Some(socket) => socket.send(destination, data, segment_size),
-            None => Ok(()),
+            None => Ok(Sent::Unreachable),
         }
     }
 
@@ -158,15 +167,15 @@ impl Socket {
         Ok(Self { io: UdpSocket::from_std(socket)?, state, port, offload })
     }
 
-    fn send(&self, destination: SocketAddr, data: &[u8], segment_size: usize) -> Result<(), Blocked> {
+    fn send(&self, destination: SocketAddr, data: &[u8], segment_size: usize) -> Result<Sent, Blocked> {
         let segment_size = segment_size.max(1);
         let segments = data.len().div_ceil(segment_size);
         if segments <= 1 {
-            return self.send_once(destination, data, None).map_or_else(|error| outcome(&error, 0), Ok);
+            return self.send_once(destination, data, None).map_or_else(|error| outcome(&error, 0), |()| Ok(Sent::Out));
         }
         if self.offload && segments <= self.state.max_gso_segments() {
             match self.send_once(destination, data, Some(segment_size)) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return Ok(Sent::Out),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(Blocked { sent: 0 }),
                 // The device or the route can't segment (quinn-udp remembers the first), or a segment exceeds its MTU:
                 // one by one the kernel may fragment them.
@@ -174,11 +183,13 @@ impl Socket {
             }
         }
         for (index, segment) in data.chunks(segment_size).enumerate() {
-            if let Err(error) = self.send_once(destination, segment, None) {
-                outcome(&error, index * segment_size)?;
+            if let Err(error) = self.send_once(destination, segment, None)
+                && outcome(&error, index * segment_size)? == Sent::Unreachable
+            {
+                return Ok(Sent::Unreachable);
             }
         }
-        Ok(())
+        Ok(Sent::Out)
     }
 
     fn send_once(&self, destination: SocketAddr, contents: &[u8], segment_size: Option<usize>) -> io::Result<()> {
@@ -213,12 +224,15 @@ impl Socket {
     }
 }
 
-fn outcome(error: &io::Error, sent: usize) -> Result<(), Blocked> {
+fn outcome(error: &io::Error, sent: usize) -> Result<Sent, Blocked> {
     if error.kind() == io::ErrorKind::WouldBlock {
         return Err(Blocked { sent });
     }
     tracing::trace!(%error, "a datagram was refused by the network");
-    Ok(())
+    match error.kind() {
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => Ok(Sent::Unreachable),
+        _ => Ok(Sent::Out),
+    }
 }
 
 /// Undoes quinn-udp's don't-fragment: an inner packet of 1280 bytes is 1340 or 1360 on the wire, and must get through a
@@ -342,6 +356,6 @@ mod tests {
     async fn a_destination_without_a_socket_of_its_family_is_dropped() {
         let mut a = Sockets::bind(0).unwrap();
         a.v6 = None;
-        assert_eq!(a.send("[::1]:9".parse().unwrap(), &[1, 2, 3], 3), Ok(()));
+        assert_eq!(a.send("[::1]:9".parse().unwrap(), &[1, 2, 3], 3), Ok(Sent::Unreachable));
     }
 }

@@ -2,21 +2,19 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
-use super::{DiscoError, MAX_ENDPOINTS, Message, TransactionId};
+use super::{DiscoError, MAX_ENDPOINTS, Message, PeerRelay, TransactionId};
 use crate::key::{KEY_LEN, NodePublic};
 
 const PING: u8 = 1;
 const PONG: u8 = 2;
 const CALL_ME_MAYBE: u8 = 3;
-/// The peer-relay protocol: bind, challenge, answer, call-me-maybe-via, allocate request and response.
-const PEER_RELAY: std::ops::RangeInclusive<u8> = 4..=9;
 
 const VERSION: u8 = 0;
 /// Type and version.
 const HEADER_LEN: usize = 2;
 const TXID_LEN: usize = 12;
 /// An address: 16 bytes (IPv4 mapped into IPv6) and a port.
-const ENDPOINT_LEN: usize = 18;
+pub(super) const ENDPOINT_LEN: usize = 18;
 
 impl Message {
     /// Bytes that [`Self::encode`] writes.
@@ -26,7 +24,7 @@ impl Message {
                 Self::Ping { node_key, padding, .. } => TXID_LEN + sent_key(node_key).map_or(0, |_| KEY_LEN) + padding,
                 Self::Pong { .. } => TXID_LEN + ENDPOINT_LEN,
                 Self::CallMeMaybe { endpoints } => ENDPOINT_LEN * endpoints.len().min(MAX_ENDPOINTS),
-                Self::Ignored { .. } => 0,
+                Self::PeerRelay(message) => message.encoded_len(),
             }
     }
 
@@ -53,7 +51,7 @@ impl Message {
                     writer.put(&encode_endpoint(*endpoint));
                 }
             }
-            Self::Ignored { kind } => writer.put(&[*kind, VERSION]),
+            Self::PeerRelay(message) => message.encode(&mut writer),
         }
     }
 
@@ -67,8 +65,10 @@ impl Message {
             PING => decode_ping(body).ok_or(short),
             PONG => decode_pong(body).ok_or(short),
             CALL_ME_MAYBE => Ok(Self::CallMeMaybe { endpoints: decode_endpoints(version, body) }),
-            kind if PEER_RELAY.contains(&kind) => Ok(Self::Ignored { kind }),
-            kind => Err(DiscoError::UnknownType { kind }),
+            kind => match PeerRelay::decode(kind, version, body) {
+                Some(decoded) => decoded.map(Self::PeerRelay),
+                None => Err(DiscoError::UnknownType { kind }),
+            },
         }
     }
 }
@@ -104,7 +104,7 @@ fn decode_endpoints(version: u8, body: &[u8]) -> Vec<SocketAddr> {
     endpoints.iter().take(MAX_ENDPOINTS).map(decode_endpoint).collect()
 }
 
-fn encode_endpoint(endpoint: SocketAddr) -> [u8; ENDPOINT_LEN] {
+pub(super) fn encode_endpoint(endpoint: SocketAddr) -> [u8; ENDPOINT_LEN] {
     let ip = match endpoint.ip() {
         IpAddr::V4(ip) => ip.to_ipv6_mapped(),
         IpAddr::V6(ip) => ip,
@@ -115,16 +115,16 @@ fn encode_endpoint(endpoint: SocketAddr) -> [u8; ENDPOINT_LEN] {
     bytes
 }
 
-fn decode_endpoint(bytes: &[u8; ENDPOINT_LEN]) -> SocketAddr {
+pub(super) fn decode_endpoint(bytes: &[u8; ENDPOINT_LEN]) -> SocketAddr {
     let [ip @ .., high, low] = *bytes;
     SocketAddr::new(Ipv6Addr::from(ip).to_canonical(), u16::from_be_bytes([high, low]))
 }
 
 /// What is left to write of a buffer.
-struct Writer<'a>(&'a mut [u8]);
+pub(super) struct Writer<'a>(&'a mut [u8]);
 
 impl Writer<'_> {
-    fn put(&mut self, bytes: &[u8]) {
+    pub(super) fn put(&mut self, bytes: &[u8]) {
         if let Some((here, rest)) = std::mem::take(&mut self.0).split_at_mut_checked(bytes.len()) {
             here.copy_from_slice(bytes);
             self.0 = rest;

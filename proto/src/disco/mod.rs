@@ -14,14 +14,19 @@ use crate::key::{DiscoPrivate, DiscoPublic, KEY_LEN, NodePublic};
 use crate::nacl::{self, NaclBox};
 
 mod body;
+mod peer_relay;
 #[cfg(test)]
 mod tests;
+
+pub use peer_relay::{Handshake, Offer, PeerRelay};
 
 /// The first bytes of every disco packet: `TS💬`.
 pub const MAGIC: [u8; 6] = [0x54, 0x53, 0xf0, 0x9f, 0x92, 0xac];
 /// How many endpoints of a [`Message::CallMeMaybe`] are read or sent; the rest is left out. A node with many interfaces
 /// has a dozen or two, and each one that we read costs a ping.
 pub const MAX_ENDPOINTS: usize = 64;
+/// What may be behind a Geneve header: disco, WireGuard.
+const GENEVE_PROTOCOLS: std::ops::RangeInclusive<u16> = 0x7a11..=0x7a12;
 /// Bytes in front of the box: magic and sender.
 const HEADER_LEN: usize = MAGIC.len() + KEY_LEN;
 
@@ -70,11 +75,8 @@ pub enum Message {
         /// Where the sender believes it can be reached; at most [`MAX_ENDPOINTS`].
         endpoints: Vec<SocketAddr>,
     },
-    /// A message of the peer-relay protocol (types 4–9), which we don't speak. It can't be sent.
-    Ignored {
-        /// Its type byte.
-        kind: u8,
-    },
+    /// A message of the peer-relay protocol, which we can read and don't take part in.
+    PeerRelay(PeerRelay),
 }
 
 /// Why a packet or message isn't one that we understand or can send.
@@ -107,18 +109,25 @@ pub enum DiscoError {
         /// Bytes of the buffer.
         room: usize,
     },
-    /// Our fault: [`Message::Ignored`] can't be sent.
-    #[error("a disco message of type {kind:#04x} can't be sent")]
-    NotSendable {
-        /// Its type byte.
-        kind: u8,
-    },
 }
 
 /// Whether `packet` looks like a disco packet, by its first bytes and length.
 #[must_use]
 pub fn is_disco(packet: &[u8]) -> bool {
     packet.len() >= HEADER_LEN + nacl::NONCE_LEN && packet.starts_with(&MAGIC)
+}
+
+/// Whether `datagram` comes through another node as UDP relay: disco or WireGuard behind a Geneve header (RFC 8926; the
+/// protocols' numbers are in `tailscale/tailscale` `net/packet/geneve.go`). WireGuard alone has zeros there.
+#[must_use]
+pub fn is_peer_relayed(datagram: &[u8]) -> bool {
+    match datagram.first_chunk::<8>() {
+        Some(&[version, flags, high, low, .., reserved]) => {
+            let protocol = u16::from_be_bytes([high, low]);
+            version & 0xc0 == 0 && flags & 0x3f == 0 && reserved == 0 && GENEVE_PROTOCOLS.contains(&protocol)
+        }
+        None => false,
+    }
 }
 
 /// Who says to have sent `packet`; proven only when the box opens. `None` when it is no disco packet.
@@ -144,7 +153,7 @@ pub fn open(packet: &[u8], own: &DiscoPrivate) -> Result<(DiscoPublic, Message),
 /// Seals `message` from `own` for `other` and appends the packet to `out`.
 ///
 /// # Errors
-/// [`DiscoError::NotSendable`] for [`Message::Ignored`].
+/// None that can happen: the room is made.
 pub fn seal(
     message: &Message,
     own: &DiscoPrivate,
@@ -200,12 +209,8 @@ impl SharedKey {
     /// Seals `message` into the first bytes of `out`; returns how many. The nonce comes out of `rng`.
     ///
     /// # Errors
-    /// [`DiscoError::NoRoom`] when `out` is shorter than [`sealed_len`], [`DiscoError::NotSendable`] for
-    /// [`Message::Ignored`]. `out` is as it was then.
+    /// [`DiscoError::NoRoom`] when `out` is shorter than [`sealed_len`], which is as it was then.
     pub fn seal(&self, message: &Message, rng: &mut dyn CryptoRng, out: &mut [u8]) -> Result<usize, DiscoError> {
-        if let Message::Ignored { kind } = *message {
-            return Err(DiscoError::NotSendable { kind });
-        }
         let (needed, room) = (sealed_len(message), out.len());
         let no_room = || DiscoError::NoRoom { needed, room };
         let packet = out.get_mut(..needed).ok_or_else(no_room)?;

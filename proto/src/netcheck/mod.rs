@@ -35,6 +35,10 @@ pub const MAX_INTERVAL: Duration = Duration::from_secs(26);
 pub const ENDPOINTS_FRESH: Duration = Duration::from_secs(27);
 /// How often every region is measured; between that, only those which may become home.
 const FULL_INTERVAL: Duration = Duration::from_secs(5 * 60);
+/// After the loss of a relay, rounds begin no more often than this.
+const LOST_RELAY_INTERVAL: Duration = Duration::from_secs(3);
+/// For how long a region whose relays hold no connection isn't chosen as home.
+const FAILING_FOR: Duration = Duration::from_secs(5 * 60);
 /// How many STUN servers are known, at most: some 30 regions with a few relays of two families.
 const MAX_SERVERS: usize = 256;
 /// How many mapped addresses of a family are told: behind a NAT that varies, each server sees another, and none helps.
@@ -75,6 +79,8 @@ pub struct Report {
 pub struct Netcheck {
     /// The regions that may be home, with control's factor on their latency.
     candidates: BTreeMap<RegionId, f64>,
+    /// Those among them whose relays hold no connection, and until when that counts.
+    failing: BTreeMap<RegionId, Instant>,
     servers: Vec<(RegionId, SocketAddr)>,
     history: History,
     round: Option<Round>,
@@ -98,6 +104,7 @@ impl Netcheck {
     pub fn new(rng: &mut dyn CryptoRng) -> Self {
         Self {
             candidates: BTreeMap::new(),
+            failing: BTreeMap::new(),
             servers: Vec::new(),
             history: History::new(rng.next_u64()),
             round: None,
@@ -134,6 +141,7 @@ impl Netcheck {
         }
         self.candidates = candidates;
         self.history.retain(|region| self.candidates.contains_key(&region));
+        self.failing.retain(|region, _| self.candidates.contains_key(region));
         if self.candidates.len() == 1 || self.report.home.is_some() {
             self.choose_home();
         }
@@ -150,6 +158,25 @@ impl Netcheck {
         if servers != self.servers {
             self.servers = servers;
             self.start(now, true, rng);
+        }
+    }
+
+    /// A connection to a relay was lost, or couldn't be made: what is known of the network is looked at again.
+    pub fn handle_lost_relay(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if self.last_round.is_none_or(|last| now.saturating_duration_since(last) >= LOST_RELAY_INTERVAL) {
+            self.start(now, false, rng);
+        }
+    }
+
+    /// No relay of this region holds a connection: while there is another region, that one is home for the next minutes, since
+    /// peers couldn't reach us. Not where nothing else answers, either: then it is the network that is gone.
+    pub fn handle_failing_relay(&mut self, now: Instant, region: RegionId) {
+        let network_works = self.report.udp == Some(true) || self.report.latencies.is_empty();
+        if network_works && self.candidates.contains_key(&region) {
+            self.failing.insert(region, now + FAILING_FOR);
+            if self.report.home == Some(region) {
+                self.choose_home();
+            }
         }
     }
 
@@ -257,6 +284,7 @@ impl Netcheck {
         }
         self.rounds = self.rounds.wrapping_add(1);
         self.last_round = Some(now);
+        self.failing.retain(|_, until| *until > now);
         self.next_round = None;
         self.history.begin(now);
         self.transmits.clear();
@@ -295,7 +323,11 @@ impl Netcheck {
     }
 
     fn choose_home(&mut self) {
-        let home = self.history.choose(&self.candidates, self.report.home);
+        let fit = self.candidates.iter().filter(|(region, _)| !self.failing.contains_key(region));
+        let fit: BTreeMap<_, _> = fit.map(|(region, score)| (*region, *score)).collect();
+        // Where all fail, one is as good as another.
+        let candidates = if fit.is_empty() { &self.candidates } else { &fit };
+        let home = self.history.choose(candidates, self.report.home);
         if home != self.report.home {
             self.report.home = home;
             self.events.extend(home.map(Event::Home));

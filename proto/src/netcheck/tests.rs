@@ -328,3 +328,35 @@ fn without_a_region_that_can_be_home_there_is_nothing_to_wait_for() {
     assert!(world.run(2 * MAX_INTERVAL) >= 2);
     assert_eq!(world.home(), Some(1));
 }
+
+#[test]
+fn a_home_whose_relays_hold_no_connection_is_left_for_five_minutes() {
+    let mut world = World::with(&[10, 80]);
+    world.netcheck.set_active(world.now, true, &mut world.rng);
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.homes(), [1]);
+    world.netcheck.handle_failing_relay(world.now, 1);
+    world.run(Duration::from_secs(290));
+    assert_eq!(world.homes(), [1, 2]);
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.homes(), [1, 2, 1], "it is tried again");
+    // Where all fail, there is a home all the same.
+    world.netcheck.handle_failing_relay(world.now, 1);
+    world.netcheck.handle_failing_relay(world.now, 2);
+    assert!(world.home().is_some());
+}
+
+#[test]
+fn where_the_network_is_gone_home_stays() {
+    let mut world = World::with(&[10, 80]);
+    world.run(Duration::from_secs(5));
+    world.set(&[0, 0]);
+    world.run(Duration::from_secs(5));
+    // The loss of the relay has it looked at again.
+    world.netcheck.handle_lost_relay(world.now, &mut world.rng);
+    world.run(Duration::from_secs(2));
+    assert_eq!(world.netcheck.report().udp, Some(false));
+    world.netcheck.handle_failing_relay(world.now, 1);
+    world.run(Duration::from_secs(60));
+    assert_eq!(world.homes(), [1]);
+}

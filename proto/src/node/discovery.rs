@@ -60,7 +60,7 @@ impl Node {
             }
             // Not through a relay: anybody who saw one could repeat it.
             Message::CallMeMaybe { .. } => self.drops.refused += 1,
-            Message::Ignored { .. } => {}
+            Message::PeerRelay(_) => self.drops.peer_relay += 1,
         }
         self.schedule.wake(id);
     }
@@ -120,7 +120,7 @@ impl Node {
     pub(super) fn refresh_region(&mut self, now: Instant, id: PeerId, wanted: bool) {
         let Some(peer) = self.peers.get_mut(id).filter(|_| self.derp) else { return };
         let Some(tunnel) = &mut peer.tunnel else { return };
-        let region: Option<RegionId> = self.relay.route(&peer.key, peer.node.home_region().unwrap_or(0));
+        let region: Option<RegionId> = self.relay.route(now, &peer.key, peer.node.home_region().unwrap_or(0));
         let connected = region.filter(|region| self.relay.is_connected(*region));
         tunnel.paths.set_region(connected);
         if let Some(region) = region.filter(|_| wanted && connected.is_none()) {

@@ -36,6 +36,8 @@ impl Node {
                 self.netcheck.handle_response(now, from, datagram, &mut self.rng);
             } else if disco::is_disco(datagram) {
                 self.handle_disco(now, Via::Udp(from), None, datagram);
+            } else if disco::is_peer_relayed(datagram) {
+                self.drops.peer_relay += 1;
             } else {
                 self.handle_wireguard(now, Via::Udp(from), None, datagram);
             }

@@ -46,6 +46,9 @@ pub use types::{Destination, Drops, Event, NodeConfig, Path, PeerStatus, PingErr
 
 pub use pings::{MAX_PINGS, PING_TIMEOUT};
 
+/// Changes of routes alone are heeded no more often than this.
+const ROUTES_INTERVAL: Duration = Duration::from_secs(5);
+
 /// A node on a tailnet.
 pub struct Node {
     key: NodePublic,
@@ -67,6 +70,10 @@ pub struct Node {
     relay: Relay,
     netcheck: Netcheck,
     local_endpoints: Vec<(SocketAddr, EndpointType)>,
+    /// The port that somebody chose for our socket, and may have opened in a NAT.
+    fixed_port: Option<u16>,
+    /// When the network was last said to have changed under us, though no address did.
+    routes_changed: Option<Instant>,
     mapped_endpoints: Vec<SocketAddr>,
     told_endpoints: Option<Vec<(SocketAddr, EndpointType)>>,
     /// Until when netcheck must keep our NAT's mapping known.
@@ -108,6 +115,8 @@ impl Node {
             netcheck: Netcheck::new(&mut rng),
             rng,
             local_endpoints: Vec::new(),
+            fixed_port: None,
+            routes_changed: None,
             mapped_endpoints: Vec::new(),
             told_endpoints: None,
             active_until: None,
@@ -127,15 +136,68 @@ impl Node {
         self.key
     }
 
-    /// The addresses of our interfaces with the port that the socket is bound to, instead of those told before.
+    /// Somebody chose this port for our socket. Behind a NAT that maps each destination differently it is told to peers, with
+    /// the address that STUN saw: who chooses a port may have opened it there.
+    pub fn set_fixed_port(&mut self, port: u16) {
+        self.fixed_port = Some(port);
+    }
+
+    /// The addresses of our interfaces with the port that the socket is bound to, instead of those told before. Where one is
+    /// gone, every path and relay connection is in doubt.
     pub fn handle_local_endpoints(&mut self, now: Instant, endpoints: &[(SocketAddr, EndpointType)]) {
         self.now = now;
-        self.local_endpoints = endpoints.to_vec();
-        if self.direct && self.told_endpoints.is_some() {
-            // The network changed under us: the mapped addresses did, too.
-            self.netcheck.refresh(now, &mut self.rng);
+        let before = std::mem::replace(&mut self.local_endpoints, endpoints.to_vec());
+        if self.told_endpoints.is_some() {
+            if before.iter().any(|endpoint| !endpoints.contains(endpoint)) {
+                self.handle_network_change(now);
+            } else if self.direct {
+                // The mapped addresses may be others, too.
+                self.netcheck.refresh(now, &mut self.rng);
+            }
         }
         self.tell_endpoints();
+    }
+
+    /// Routes came or went, while our addresses stayed. Heeded every 5 s at most: some machines' routes are never at rest.
+    pub fn handle_routes_changed(&mut self, now: Instant) {
+        self.now = now;
+        if self.routes_changed.is_some_and(|last| now.saturating_duration_since(last) < ROUTES_INTERVAL) {
+            return;
+        }
+        self.routes_changed = Some(now);
+        self.relay.handle_network_change(now);
+        if self.direct && self.told_endpoints.is_some() {
+            self.netcheck.refresh(now, &mut self.rng);
+        }
+    }
+
+    /// What carried our packets is gone: paths must answer anew, relays are asked for a sign of life, and where the world sees
+    /// us is found out again.
+    fn handle_network_change(&mut self, now: Instant) {
+        tracing::info!("an address of this machine is gone: looking for paths anew");
+        self.relay.handle_network_change(now);
+        if self.direct {
+            self.netcheck.refresh(now, &mut self.rng);
+        }
+        for id in self.peers.with_tunnels() {
+            if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) {
+                tunnel.paths.handle_network_change(now, &mut self.rng);
+                tunnel.nudge(now);
+                self.schedule.wake(id);
+            }
+        }
+    }
+
+    /// The system says that datagrams to `address` lead nowhere.
+    pub fn handle_unreachable(&mut self, now: Instant, address: SocketAddr) {
+        self.now = now;
+        for id in self.peers.with_tunnels() {
+            if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut())
+                && tunnel.paths.handle_unreachable(address)
+            {
+                self.schedule.wake(id);
+            }
+        }
     }
 
     /// The STUN servers of the DERP map's regions, resolved; the whole list.
@@ -157,13 +219,36 @@ impl Node {
     pub fn handle_derp_disconnected(&mut self, now: Instant, region: RegionId) {
         self.now = now;
         self.relay.handle_disconnected(now, region, &mut self.rng);
+        if self.direct {
+            self.netcheck.handle_lost_relay(now, &mut self.rng);
+        }
+        if self.relay.is_failing(region) {
+            self.netcheck.handle_failing_relay(now, region);
+        }
         self.wake_tunnels(now);
     }
 
-    /// The relay of `region` will restart and wants us back after `reconnect_in`.
-    pub fn handle_derp_restarting(&mut self, now: Instant, region: RegionId, reconnect_in: Duration) {
+    /// The relay of `region` will restart, wants us back after `reconnect_in`, and us to try for `try_for` then.
+    pub fn handle_derp_restarting(
+        &mut self,
+        now: Instant,
+        region: RegionId,
+        reconnect_in: Duration,
+        try_for: Duration,
+    ) {
         self.now = now;
-        self.relay.handle_restarting(now, region, reconnect_in);
+        self.relay.handle_restarting(now, region, reconnect_in, try_for);
+    }
+
+    /// The relay of `region` finds something wrong with the connection; empty when it is well again.
+    pub fn handle_derp_health(&mut self, now: Instant, region: RegionId, problem: String) {
+        self.now = now;
+        self.relay.handle_health(now, region, problem);
+    }
+
+    /// Which relay of `region` to dial first, by its place among those that can be dialled, modulo their number.
+    pub fn first_derp_node(&self, region: RegionId) -> usize {
+        self.relay.first_node(region)
     }
 
     /// The relay of `region` says that `peer` isn't connected to it.
@@ -255,6 +340,10 @@ impl Node {
                     self.tell_endpoints();
                 }
                 netcheck::Event::Report => {
+                    // Whether the NAT is a hard one is known now.
+                    if self.told_endpoints.is_some() {
+                        self.tell_endpoints();
+                    }
                     let info = net_info(self.netcheck.report());
                     self.events.push_back(Event::NetInfo(info));
                 }
@@ -264,6 +353,8 @@ impl Node {
             self.events.push_back(match action {
                 Action::Dial { region } => Event::DialDerp { region },
                 Action::Close { region } => Event::CloseDerp { region },
+                Action::Check { region } => Event::CheckDerp { region },
+                Action::Health { region, problem } => Event::DerpHealth { region, problem },
             });
         }
         while let Some(event) = self.stack.poll_event() {
@@ -279,9 +370,33 @@ impl Node {
                 endpoints.push((*mapped, EndpointType::Stun));
             }
         }
+        if let Some(guess) = self.endpoint_behind_hard_nat()
+            && endpoints.iter().all(|(endpoint, _)| *endpoint != guess)
+        {
+            endpoints.push((guess, EndpointType::Stun4LocalPort));
+        }
         if self.told_endpoints.as_ref() != Some(&endpoints) {
-            self.told_endpoints = Some(endpoints.clone());
+            let first = self.told_endpoints.replace(endpoints.clone()).is_none();
             self.events.push_back(Event::Endpoints(endpoints));
+            if !first {
+                self.tell_endpoints_again();
+            }
+        }
+    }
+
+    fn endpoint_behind_hard_nat(&self) -> Option<SocketAddr> {
+        let port = self.fixed_port.filter(|_| self.netcheck.report().mapping_varies == Some(true))?;
+        let mapped = self.mapped_endpoints.iter().find(|mapped| mapped.is_ipv4())?;
+        Some(SocketAddr::new(mapped.ip(), port))
+    }
+
+    /// Peers that were told the former endpoints a moment ago, and need them, are told the new ones.
+    fn tell_endpoints_again(&mut self) {
+        for id in self.peers.with_tunnels() {
+            if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) {
+                tunnel.paths.handle_own_endpoints(self.now);
+                self.schedule.wake(id);
+            }
         }
     }
 

@@ -57,7 +57,6 @@ fn a_peer_is_dialled_at_its_own_home_before_we_have_one() {
         ..Netmap::default()
     };
     node.handle_netmap(now, &netmap);
-    let events = |node: &mut Node| std::iter::from_fn(|| node.poll_event()).collect::<Vec<_>>();
     let first = events(&mut node);
     assert!(!first.iter().any(|event| matches!(event, Event::HomeRegion(_))), "nobody was asked yet: {first:?}");
     node.connect(now, "100.64.0.2:22".parse().unwrap()).unwrap();
@@ -96,6 +95,78 @@ fn pings_to_an_address_are_as_long_as_full_packets() {
     let pings: Vec<_> = sent.filter(|(_, _, is_disco)| *is_disco).collect();
     // WireGuard's data header and tag are 16 bytes each.
     assert_eq!(pings, [(Destination::Udp(address), 1280 + 32, true)]);
+}
+
+/// A node that is connected to the relay of region 1, its home, and the events so far taken.
+fn at_home(now: Instant) -> Node {
+    let mut node = new_node(now);
+    node.handle_netmap(now, &Netmap { derp_map: Arc::new([region(1)].into()), ..Netmap::default() });
+    while node.poll_event().is_some() {}
+    node.handle_derp_connected(now, 1);
+    node.handle_local_endpoints(now, &[local("192.0.2.1:7"), local("192.0.2.2:7")]);
+    while node.poll_event().is_some() {}
+    node
+}
+
+fn local(endpoint: &str) -> (SocketAddr, EndpointType) {
+    (endpoint.parse().unwrap(), EndpointType::Local)
+}
+
+fn events(node: &mut Node) -> Vec<Event> {
+    std::iter::from_fn(|| node.poll_event()).collect()
+}
+
+#[test]
+fn an_address_that_is_gone_has_relays_asked_for_a_sign_of_life() {
+    let now = start();
+    let mut node = at_home(now);
+    node.handle_local_endpoints(now, &[local("192.0.2.1:7"), local("192.0.2.2:7"), local("192.0.2.3:7")]);
+    let more = events(&mut node);
+    assert!(!more.contains(&Event::CheckDerp { region: 1 }), "one more takes nothing away: {more:?}");
+    assert!(matches!(&more[..], [Event::Endpoints(told)] if told.len() == 3), "{more:?}");
+    node.handle_local_endpoints(now, &[local("192.0.2.1:7")]);
+    let fewer = events(&mut node);
+    assert!(fewer.contains(&Event::CheckDerp { region: 1 }), "{fewer:?}");
+    assert!(fewer.iter().any(|event| matches!(event, Event::Endpoints(told) if told.len() == 1)), "{fewer:?}");
+}
+
+#[test]
+fn routes_that_never_rest_are_heeded_every_five_seconds() {
+    let now = start();
+    let mut node = at_home(now);
+    let mut heeded = 0;
+    for tenth in 0..=100 {
+        node.handle_routes_changed(now + Duration::from_millis(100) * tenth);
+        heeded += events(&mut node).iter().filter(|event| **event == Event::CheckDerp { region: 1 }).count();
+    }
+    assert_eq!(heeded, 3);
+}
+
+#[test]
+fn a_chosen_port_is_told_behind_a_nat_that_maps_each_destination_differently() {
+    let now = start();
+    let mut node = at_home(now);
+    node.set_fixed_port(41_641);
+    node.handle_netmap(now, &Netmap { derp_map: Arc::new([region(1), region(2)].into()), ..Netmap::default() });
+    let server = |region: u8| (RegionId::from(region), SocketAddr::from(([203, 0, 113, region], 3478)));
+    node.handle_stun_servers(now, vec![server(1), server(2)]);
+    let mut buffer = vec![0; 2048];
+    let mut mapped_port = 1000;
+    while let Some(transmit) = node.poll_transmit(now, &mut buffer, 1) {
+        let Destination::Udp(server) = transmit.destination else { continue };
+        let txid = crate::stun::parse_request(&buffer[..transmit.len]).unwrap();
+        mapped_port += 1;
+        let mut answer = crate::stun::response(txid, ([198, 51, 100, 7], mapped_port).into());
+        let length = answer.len();
+        node.handle_datagrams(now, server, &mut answer, length);
+    }
+    node.handle_timeout(now + Duration::from_secs(2));
+    let told = events(&mut node).into_iter().rev().find_map(|event| match event {
+        Event::Endpoints(told) => Some(told),
+        _ => None,
+    });
+    let guess = ("198.51.100.7:41641".parse().unwrap(), EndpointType::Stun4LocalPort);
+    assert!(told.as_ref().is_some_and(|told| told.contains(&guess)), "{told:?}");
 }
 
 /// Peers by number, each with a key, a disco key and addresses that others may claim, too.

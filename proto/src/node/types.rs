@@ -129,6 +129,18 @@ pub enum Event {
         /// The region.
         region: RegionId,
     },
+    /// Ask the relay of this region for a sign of life, and report it as lost when none comes.
+    CheckDerp {
+        /// The region.
+        region: RegionId,
+    },
+    /// The relay of this region finds something wrong with its connection. At most every 10 s.
+    DerpHealth {
+        /// The region.
+        region: RegionId,
+        /// What, fit to be shown; empty when it is well again.
+        problem: String,
+    },
     /// Control should know these addresses of ours.
     Endpoints(Vec<(SocketAddr, EndpointType)>),
     /// Control should know our home region.
@@ -225,4 +237,6 @@ pub struct Drops {
     pub orphaned: u64,
     /// Our own small messages (handshakes, disco) beyond what waits to be sent.
     pub overflow: u64,
+    /// Messages of the peer-relay protocol, in which we don't take part.
+    pub peer_relay: u64,
 }

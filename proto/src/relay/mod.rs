@@ -4,6 +4,10 @@
 //! for [`IDLE_TIMEOUT`]. A peer is reached in its home region, or through another connection of ours on which it was
 //! heard: its *reverse route*. So a peer that doesn't know our home yet, or whose home we don't know, is answered.
 //!
+//! Relays are strangers' programs. One that closes again and again is left for the next one of its region
+//! ([`Relay::first_node`]), and when all of a region's do, home is moved ([`Relay::is_failing`] tells netcheck). What a relay
+//! says of itself is passed on as often as people can use it, however often it says so.
+//!
 //! One `Dial` is one attempt: whoever carries it out reports [`Relay::handle_connected`] or
 //! [`Relay::handle_disconnected`], and is told to dial again after a pause. After a `Close`, nothing more of that
 //! connection may be reported.
@@ -31,11 +35,22 @@ pub const MAX_BACKOFF: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 /// A connection that lived this long was no failure: the next one is tried soon.
 const STABLE_AFTER: Duration = Duration::from_secs(10);
+/// A relay that restarts is believed this long to be back soon. Go's server says a few seconds.
+const MAX_TRY_FOR: Duration = Duration::from_secs(30);
+/// The pause between attempts while a relay restarts.
+const RESTART_PAUSE: Duration = Duration::from_millis(500);
+/// So many failures in a row, and the region isn't fit to be home. That is some 5 s, longer than a relay that doesn't know us
+/// yet takes to ask control.
+const FAILING_AFTER: u32 = 5;
+/// A reverse route leads before the peer's home while the peer was heard there within this time, or home isn't connected.
+const ROUTE_FRESH: Duration = Duration::from_secs(60);
+/// What a relay says of itself is passed on no more often than this.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(10);
 /// How many reverse routes are kept: more than a tailnet has peers that talk to us. Further ones aren't learnt.
 const MAX_ROUTES: usize = 16 << 10;
 
-/// What is to be done about a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What is to be done about a connection, or told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     /// Dial this region once.
     Dial {
@@ -47,6 +62,18 @@ pub enum Action {
         /// The region.
         region: RegionId,
     },
+    /// Ask its relay for a sign of life: the network changed, and the connection may be dead without knowing it.
+    Check {
+        /// The region.
+        region: RegionId,
+    },
+    /// The relay finds something wrong with this connection; empty when it is well again. Fit to be shown.
+    Health {
+        /// The region.
+        region: RegionId,
+        /// What.
+        problem: String,
+    },
 }
 
 /// The DERP connections that should be.
@@ -54,9 +81,9 @@ pub enum Action {
 pub struct Relay {
     regions: BTreeMap<RegionId, Region>,
     home: Option<RegionId>,
-    /// Which connection a peer was heard on last.
-    routes: BTreeMap<NodePublic, RegionId>,
-    /// At most two for each region, as the state behind each changes with it.
+    /// Which connection a peer was heard on last, and when.
+    routes: BTreeMap<NodePublic, (RegionId, Instant)>,
+    /// At most four for each region, as the state behind each changes with it.
     actions: VecDeque<Action>,
 }
 
@@ -67,8 +94,43 @@ struct Region {
     /// When a packet last went there or came from there, while it isn't home.
     used: Option<Instant>,
     failures: u32,
-    /// When the relay asked us to come back, after it said that it restarts.
-    back_at: Option<Instant>,
+    restart: Option<Restart>,
+    health: Health,
+}
+
+/// What a relay that restarts has asked for.
+#[derive(Debug, Clone, Copy)]
+struct Restart {
+    /// When to come back.
+    back_at: Instant,
+    /// Until when failures are no outage.
+    until: Instant,
+}
+
+/// What a relay says of a connection.
+#[derive(Debug, Default)]
+struct Health {
+    problem: String,
+    /// What of it was passed on, and when.
+    told: Option<(String, Instant)>,
+}
+
+impl Health {
+    /// The connection is gone, and what was said of it. That the next one has the same problem is no news for a while.
+    fn handle_lost(&mut self) {
+        self.problem.clear();
+        if let Some((told, _)) = &mut self.told {
+            told.clear();
+        }
+    }
+
+    /// When what changed may be passed on.
+    fn due(&self) -> Option<Instant> {
+        match &self.told {
+            Some((told, at)) => (*told != self.problem).then_some(*at + HEALTH_INTERVAL),
+            None => None,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,7 +167,8 @@ impl Relay {
                 }
                 None => {
                     let definition = definition.clone();
-                    let region = Region { definition, link: Link::Closed, used: None, failures: 0, back_at: None };
+                    let (link, health) = (Link::Closed, Health::default());
+                    let region = Region { definition, link, used: None, failures: 0, restart: None, health };
                     self.regions.insert(*id, region);
                 }
             }
@@ -141,7 +204,7 @@ impl Relay {
             && region.link == Link::Dialing
         {
             region.link = Link::Connected(now);
-            region.back_at = None;
+            region.restart = None;
         }
     }
 
@@ -156,17 +219,66 @@ impl Relay {
             Link::Connected(_) | Link::Dialing => {}
             Link::Closed | Link::Waiting(_) => return,
         }
-        let pause = backoff(known.failures, rng);
-        known.failures = known.failures.saturating_add(1);
-        let until = known.back_at.take().unwrap_or(now + pause).min(now + MAX_BACKOFF);
-        known.link = Link::Waiting(until);
-        self.routes.retain(|_, route| *route != region);
+        let until = match known.restart.filter(|restart| now < restart.until) {
+            Some(Restart { back_at, .. }) if now < back_at => back_at,
+            Some(_) => now + RESTART_PAUSE,
+            None => {
+                known.restart = None;
+                let pause = backoff(known.failures, rng);
+                known.failures = known.failures.saturating_add(1);
+                now + pause
+            }
+        };
+        known.link = Link::Waiting(until.min(now + MAX_BACKOFF));
+        known.health.handle_lost();
+        self.routes.retain(|_, (route, _)| *route != region);
     }
 
-    /// The relay said that it restarts, and when to come back. Believed up to [`MAX_BACKOFF`].
-    pub fn handle_restarting(&mut self, now: Instant, region: RegionId, reconnect_in: Duration) {
-        if let Some(region) = self.regions.get_mut(&region) {
-            region.back_at = Some(now + reconnect_in.min(MAX_BACKOFF));
+    /// The relay said that it restarts, when to come back (believed up to [`MAX_BACKOFF`]), and for how long to try then, at a
+    /// steady pace, before it counts as an outage (believed up to 30 s).
+    pub fn handle_restarting(&mut self, now: Instant, region: RegionId, reconnect_in: Duration, try_for: Duration) {
+        if let Some(region) = self.regions.get_mut(&region)
+            && matches!(region.link, Link::Connected(_))
+        {
+            let back_at = now + reconnect_in.min(MAX_BACKOFF);
+            region.restart = Some(Restart { back_at, until: back_at + try_for.min(MAX_TRY_FOR) });
+        }
+    }
+
+    /// The relay finds something wrong with the connection (empty: nothing any more). It is passed on at once, and then no
+    /// more often than every 10 s, and only when it is something else than before.
+    pub fn handle_health(&mut self, now: Instant, region: RegionId, problem: String) {
+        let id = region;
+        let Some(region) = self.regions.get_mut(&id).filter(|region| matches!(region.link, Link::Connected(_))) else {
+            return;
+        };
+        region.health.problem = problem;
+        if region.health.told.is_none() && !region.health.problem.is_empty() {
+            self.tell_health(now, id);
+        } else {
+            self.tell_due_health(now, id);
+        }
+    }
+
+    /// The network changed under us: each connection is asked for a sign of life, and what waits to be dialled is dialled now.
+    pub fn handle_network_change(&mut self, now: Instant) {
+        let ids: Vec<_> = self.regions.keys().copied().collect();
+        for id in ids {
+            let Some(region) = self.regions.get_mut(&id) else { continue };
+            match region.link {
+                Link::Waiting(_) => {
+                    region.link = Link::Closed;
+                    region.failures = 0;
+                    self.dial_if_needed(now, id);
+                }
+                Link::Connected(_) => {
+                    let check = Action::Check { region: id };
+                    if !self.actions.contains(&check) {
+                        self.actions.push_back(check);
+                    }
+                }
+                Link::Closed | Link::Dialing => {}
+            }
         }
     }
 
@@ -179,13 +291,13 @@ impl Relay {
         };
         known.used = Some(now);
         if self.routes.len() < MAX_ROUTES || self.routes.contains_key(&peer) {
-            self.routes.insert(peer, region);
+            self.routes.insert(peer, (region, now));
         }
     }
 
     /// The relay says that `peer` isn't there.
     pub fn handle_peer_gone(&mut self, region: RegionId, peer: &NodePublic) {
-        if self.routes.get(peer) == Some(&region) {
+        if self.routes.get(peer).is_some_and(|(route, _)| *route == region) {
             self.routes.remove(peer);
         }
     }
@@ -199,6 +311,7 @@ impl Relay {
     pub fn handle_timeout(&mut self, now: Instant) {
         let ids: Vec<_> = self.regions.keys().copied().collect();
         for id in ids {
+            self.tell_due_health(now, id);
             if !self.is_needed(now, id) {
                 self.close(id);
                 continue;
@@ -222,21 +335,43 @@ impl Relay {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let deadline = |(id, region): (&RegionId, &Region)| {
             let idle = region.used.map(|used| used + IDLE_TIMEOUT).filter(|_| self.home != Some(*id));
-            match region.link {
+            let link = match region.link {
                 Link::Closed => None,
                 Link::Waiting(until) => Some(idle.map_or(until, |idle| idle.min(until))),
                 Link::Dialing | Link::Connected(_) => idle,
-            }
+            };
+            link.into_iter().chain(region.health.due()).min()
         };
         self.regions.iter().filter_map(deadline).min()
     }
 
-    /// Through which region a packet for `peer` goes, whose home region is `home` (0 is unknown): where it was heard
-    /// last, else its home. `None` when neither is there. [`Self::handle_wanted`] makes sure of the connection.
+    /// Through which region a packet for `peer` goes, whose home region is `home` (0 is unknown): where it was heard lately,
+    /// else its home if that is connected, else where it was ever heard, else its home. `None` when none of them is there.
+    /// [`Self::handle_wanted`] makes sure of the connection.
+    ///
+    /// Go's client prefers a home that is connected in any case; but where a peer was just heard it is, and at its home it may
+    /// not be yet.
     #[must_use]
-    pub fn route(&self, peer: &NodePublic, home: RegionId) -> Option<RegionId> {
-        let heard = self.routes.get(peer).copied().filter(|region| self.is_connected(*region));
-        heard.or_else(|| self.regions.contains_key(&home).then_some(home))
+    pub fn route(&self, now: Instant, peer: &NodePublic, home: RegionId) -> Option<RegionId> {
+        let heard = self.routes.get(peer).filter(|(region, _)| self.is_connected(*region));
+        let fresh = heard.is_some_and(|(_, at)| now.saturating_duration_since(*at) < ROUTE_FRESH);
+        heard
+            .filter(|_| fresh || !self.is_connected(home))
+            .map(|(region, _)| *region)
+            .or_else(|| self.regions.contains_key(&home).then_some(home))
+    }
+
+    /// Which of a region's relays to try first, by its place among those that can be dialled: the next one after each
+    /// failure, so that one that lets us in and then breaks the protocol isn't all that we ever see of its region.
+    #[must_use]
+    pub fn first_node(&self, region: RegionId) -> usize {
+        self.regions.get(&region).map_or(0, |region| usize::try_from(region.failures).unwrap_or(0))
+    }
+
+    /// Whether no relay of a region has held a connection for a while, however often it was tried.
+    #[must_use]
+    pub fn is_failing(&self, region: RegionId) -> bool {
+        self.regions.get(&region).is_some_and(|region| region.failures >= FAILING_AFTER)
     }
 
     /// Whether packets can go to this region now.
@@ -273,13 +408,28 @@ impl Relay {
         }
     }
 
+    fn tell_due_health(&mut self, now: Instant, id: RegionId) {
+        if self.regions.get(&id).and_then(|region| region.health.due()).is_some_and(|due| due <= now) {
+            self.tell_health(now, id);
+        }
+    }
+
+    fn tell_health(&mut self, now: Instant, id: RegionId) {
+        let Some(Region { health, .. }) = self.regions.get_mut(&id) else { return };
+        health.told = Some((health.problem.clone(), now));
+        self.actions.push_back(Action::Health { region: id, problem: health.problem.clone() });
+    }
+
     fn close(&mut self, id: RegionId) {
         let Some(region) = self.regions.get_mut(&id) else {
             return;
         };
         let link = std::mem::replace(&mut region.link, Link::Closed);
+        region.restart = None;
+        region.health = Health::default();
         if matches!(link, Link::Dialing | Link::Connected(_)) {
-            self.routes.retain(|_, route| *route != id);
+            self.routes.retain(|_, (route, _)| *route != id);
+            self.actions.retain(|action| *action != Action::Check { region: id });
             // A dial that nobody has taken yet is taken back instead.
             let dial = Action::Dial { region: id };
             match self.actions.iter().position(|action| *action == dial) {

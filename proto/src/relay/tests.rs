@@ -95,8 +95,8 @@ fn an_unknown_region_is_not_dialled() {
     let Fixture { now, mut relay, .. } = at_home();
     relay.handle_wanted(now, 99);
     assert_eq!(actions(&mut relay), []);
-    assert_eq!(relay.route(&peer(1), 99), None);
-    assert_eq!(relay.route(&peer(1), 0), None);
+    assert_eq!(relay.route(now, &peer(1), 99), None);
+    assert_eq!(relay.route(now, &peer(1), 0), None);
 }
 
 #[test]
@@ -113,18 +113,18 @@ fn a_region_without_relays_is_none() {
 #[test]
 fn a_peer_is_answered_where_it_was_heard() {
     let Fixture { now, mut relay, mut rng } = at_home();
-    assert_eq!(relay.route(&peer(7), 2), Some(2));
+    assert_eq!(relay.route(now, &peer(7), 2), Some(2));
     relay.handle_heard(now, 1, peer(7));
-    assert_eq!(relay.route(&peer(7), 2), Some(1));
-    assert_eq!(relay.route(&peer(7), 0), Some(1));
-    assert_eq!(relay.route(&peer(8), 2), Some(2));
+    assert_eq!(relay.route(now, &peer(7), 2), Some(1));
+    assert_eq!(relay.route(now, &peer(7), 0), Some(1));
+    assert_eq!(relay.route(now, &peer(8), 2), Some(2));
     relay.handle_peer_gone(2, &peer(7));
-    assert_eq!(relay.route(&peer(7), 2), Some(1));
+    assert_eq!(relay.route(now, &peer(7), 2), Some(1));
     relay.handle_peer_gone(1, &peer(7));
-    assert_eq!(relay.route(&peer(7), 2), Some(2));
+    assert_eq!(relay.route(now, &peer(7), 2), Some(2));
     relay.handle_heard(now, 1, peer(7));
     relay.handle_disconnected(now, 1, &mut rng);
-    assert_eq!(relay.route(&peer(7), 2), Some(2));
+    assert_eq!(relay.route(now, &peer(7), 2), Some(2));
 }
 
 #[test]
@@ -160,14 +160,135 @@ fn a_lost_home_is_dialled_again_ever_more_slowly() {
 #[test]
 fn a_restarting_relay_says_when() {
     let Fixture { now, mut relay, mut rng } = at_home();
-    relay.handle_restarting(now, 1, 2 * SECOND);
+    relay.handle_restarting(now, 1, 2 * SECOND, Duration::ZERO);
     relay.handle_disconnected(now + SECOND, 1, &mut rng);
     assert_eq!(relay.poll_timeout(), Some(now + 2 * SECOND));
     relay.handle_timeout(now + 2 * SECOND);
     relay.handle_connected(now + 2 * SECOND, 1);
-    relay.handle_restarting(now + 2 * SECOND, 1, 3600 * SECOND);
+    relay.handle_restarting(now + 2 * SECOND, 1, 3600 * SECOND, 3600 * SECOND);
     relay.handle_disconnected(now + 2 * SECOND, 1, &mut rng);
     assert_eq!(relay.poll_timeout(), Some(now + 2 * SECOND + MAX_BACKOFF));
+}
+
+#[test]
+fn a_restarting_relay_is_tried_for_as_long_as_it_asks_and_no_failure_counts() {
+    let Fixture { now, mut relay, mut rng } = at_home();
+    relay.handle_restarting(now, 1, SECOND, 5 * SECOND);
+    relay.handle_disconnected(now, 1, &mut rng);
+    let mut at = now + SECOND;
+    assert_eq!(relay.poll_timeout(), Some(at));
+    let mut attempts = 0;
+    while at < now + 6 * SECOND {
+        relay.handle_timeout(at);
+        assert_eq!(actions(&mut relay), [DIAL_1]);
+        attempts += 1;
+        relay.handle_disconnected(at, 1, &mut rng);
+        assert_eq!(relay.poll_timeout(), Some(at + RESTART_PAUSE));
+        at += RESTART_PAUSE;
+    }
+    assert_eq!((attempts, relay.first_node(1)), (10, 0));
+    relay.handle_timeout(at);
+    relay.handle_disconnected(at, 1, &mut rng);
+    assert_eq!(relay.first_node(1), 1, "now it is an outage");
+    assert!(relay.poll_timeout().unwrap() <= at + FIRST_BACKOFF);
+}
+
+#[test]
+fn a_route_that_grew_old_yields_to_a_home_that_is_connected() {
+    let Fixture { now, mut relay, .. } = at_home();
+    relay.handle_wanted(now, 2);
+    relay.handle_connected(now, 2);
+    relay.handle_heard(now, 2, peer(7));
+    assert_eq!(relay.route(now + 59 * SECOND, &peer(7), 1), Some(2));
+    assert_eq!(relay.route(now + 60 * SECOND, &peer(7), 1), Some(1));
+    assert_eq!(relay.route(now + 60 * SECOND, &peer(7), 9), Some(2), "a home that isn't connected isn't better");
+}
+
+#[test]
+fn each_failure_leads_to_the_next_relay_of_the_region_until_one_holds() {
+    let Fixture { now, mut relay, mut rng } = at_home();
+    assert_eq!((relay.first_node(1), relay.is_failing(1)), (0, false));
+    let mut at = now;
+    for failures in 1..=FAILING_AFTER {
+        // It lets us in, and breaks the protocol soon after.
+        relay.handle_disconnected(at + SECOND, 1, &mut rng);
+        assert_eq!(relay.first_node(1), failures as usize);
+        assert_eq!(relay.is_failing(1), failures == FAILING_AFTER);
+        at = relay.poll_timeout().unwrap();
+        relay.handle_timeout(at);
+        relay.handle_connected(at, 1);
+    }
+    relay.handle_disconnected(at + STABLE_AFTER, 1, &mut rng);
+    assert_eq!((relay.first_node(1), relay.is_failing(1)), (1, false), "the one that held is counted as lost anew");
+}
+
+#[test]
+fn a_refused_client_knocks_again_within_seconds_and_for_ever() {
+    let Fixture { now, mut relay, mut rng } = at_home();
+    let mut at = now;
+    for _ in 0..1000 {
+        relay.handle_disconnected(at, 1, &mut rng);
+        let until = relay.poll_timeout().unwrap();
+        assert!(until - at <= MAX_BACKOFF);
+        relay.handle_timeout(until);
+        assert_eq!(actions(&mut relay), [DIAL_1]);
+        at = until;
+    }
+}
+
+#[test]
+fn what_a_relay_says_of_itself_is_told_once_and_seldom() {
+    let Fixture { now, mut relay, .. } = at_home();
+    let told = |problem: &str| Action::Health { region: 1, problem: problem.to_owned() };
+    relay.handle_health(now, 1, String::new());
+    assert_eq!(actions(&mut relay), [], "well from the beginning");
+    for n in 0..10_000 {
+        relay.handle_health(now, 1, format!("problem {}", n % 3));
+    }
+    assert_eq!(actions(&mut relay), [told("problem 0")]);
+    assert_eq!(relay.poll_timeout(), None, "it is the same again");
+    relay.handle_health(now + SECOND, 1, String::new());
+    assert_eq!(actions(&mut relay), []);
+    assert_eq!(relay.poll_timeout(), Some(now + HEALTH_INTERVAL));
+    relay.handle_timeout(now + HEALTH_INTERVAL);
+    assert_eq!(actions(&mut relay), [told("")]);
+    relay.handle_health(now + 3 * HEALTH_INTERVAL, 1, "duplicate".to_owned());
+    assert_eq!(actions(&mut relay), [told("duplicate")]);
+}
+
+#[test]
+fn the_health_of_a_lost_connection_is_no_news() {
+    let Fixture { now, mut relay, mut rng } = at_home();
+    relay.handle_health(now, 1, "duplicate".to_owned());
+    assert_eq!(actions(&mut relay).len(), 1);
+    relay.handle_disconnected(now + SECOND, 1, &mut rng);
+    let at = relay.poll_timeout().unwrap();
+    relay.handle_timeout(at);
+    relay.handle_connected(at, 1);
+    relay.handle_timeout(now + 20 * SECOND);
+    assert_eq!(actions(&mut relay), [DIAL_1]);
+    relay.handle_health(now + 20 * SECOND, 2, "nobody is there".to_owned());
+    assert_eq!(actions(&mut relay), []);
+}
+
+#[test]
+fn a_network_change_checks_what_is_connected_and_dials_what_waits() {
+    let Fixture { now, mut relay, mut rng } = at_home();
+    relay.handle_wanted(now, 2);
+    relay.handle_connected(now, 2);
+    for _ in 0..3 {
+        relay.handle_disconnected(now, 2, &mut rng);
+        relay.handle_timeout(now + 20 * SECOND);
+    }
+    relay.handle_disconnected(now + 20 * SECOND, 2, &mut rng);
+    actions(&mut relay);
+    relay.handle_network_change(now + 20 * SECOND);
+    relay.handle_network_change(now + 20 * SECOND);
+    assert_eq!(actions(&mut relay), [Action::Check { region: 1 }, DIAL_2]);
+    // One that is closed meanwhile isn't asked.
+    relay.handle_network_change(now + 20 * SECOND);
+    relay.handle_derp_map(now, &map(&[region(2, "two.example")]));
+    assert_eq!(actions(&mut relay), [CLOSE_1]);
 }
 
 #[test]
@@ -201,7 +322,7 @@ fn a_new_map_closes_and_redials() {
 
     relay.handle_derp_map(now, &map(&[region(1, "again.example")]));
     assert_eq!(actions(&mut relay), [CLOSE_2]);
-    assert_eq!(relay.route(&peer(7), 2), None);
+    assert_eq!(relay.route(now, &peer(7), 2), None);
     relay.handle_derp_map(now, &BTreeMap::new());
     assert_eq!(actions(&mut relay), [CLOSE_1]);
     assert_eq!(relay.poll_timeout(), None);
@@ -235,7 +356,7 @@ fn late_reports_of_closed_connections_do_nothing() {
     relay.handle_heard(now, 2, peer(1));
     relay.handle_disconnected(now, 99, &mut rng);
     assert!(!relay.is_connected(2));
-    assert_eq!(relay.route(&peer(1), 0), None);
+    assert_eq!(relay.route(now, &peer(1), 0), None);
     assert_eq!(actions(&mut relay), []);
 }
 

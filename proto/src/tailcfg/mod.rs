@@ -31,8 +31,9 @@ use serde::{Deserialize, Deserializer};
 
 /// The capability version that nixtail claims, in `/key?v=`, the ts2021 prologue and each request.
 ///
-/// 113 (Tailscale 1.80): everything below it that needs code on a client is here. From 120 on peers would offer relay
-/// endpoints, which nixtail doesn't serve. The table is at the top of `tailcfg/tailcfg.go`.
+/// 113 (Tailscale 1.80): everything below it that needs code on a client is here. From 120 on peers would offer themselves
+/// as UDP relays, which nixtail doesn't go through ([`crate::disco::PeerRelay`]). The table is at the top of
+/// `tailcfg/tailcfg.go`.
 pub const CAPABILITY_VERSION: u16 = 113;
 
 /// Reads `null` as the default, as Go does for slices, maps, strings and numbers.

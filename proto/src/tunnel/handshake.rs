@@ -3,8 +3,10 @@
 //! A handshake costs four Diffie-Hellmans, so strangers must not be able to order them by the thousand. An initiation
 //! must carry the right first MAC (the sender knows our public key), then fit into a budget of the whole node; beyond
 //! the budget it is answered with a cookie (WireGuard paper §5.4.7), and only who returns it from the address that it
-//! was sent to gets served, from a second budget.
+//! was sent to gets served, from a second budget, of which no address has more than a small share: so one that floods us
+//! with cookies shuts out itself.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,6 +23,12 @@ use crate::key::{NodePrivate, NodePublic};
 const HANDSHAKES_PER_SECOND: u32 = 400;
 /// How many may come at once: a tailnet's worth of peers that all saw us restart.
 const HANDSHAKE_BURST: u32 = 400;
+/// The share of one address (or IPv6 network of 64 bits) in the initiations with a cookie, as in WireGuard's own code.
+const OF_ONE_SOURCE_PER_SECOND: u32 = 20;
+/// How many of them may come at once.
+const OF_ONE_SOURCE_BURST: u32 = 5;
+/// Above so many addresses, those are forgotten that have their whole share again. More than twice as many can't have come since.
+const SOURCES_KEPT: usize = 1024;
 /// Bytes of a cookie reply.
 pub const COOKIE_ROOM: usize = 64;
 
@@ -69,6 +77,7 @@ pub struct Gate {
     challenger: RateLimiter,
     open: Budget,
     with_cookie: Budget,
+    sources: HashMap<IpAddr, Budget>,
 }
 
 impl Gate {
@@ -76,8 +85,9 @@ impl Gate {
     pub fn new(identity: &Identity) -> Self {
         Self {
             challenger: RateLimiter::new(&identity.public, 0),
-            open: Budget::default(),
-            with_cookie: Budget::default(),
+            open: Budget::new(HANDSHAKES_PER_SECOND, HANDSHAKE_BURST),
+            with_cookie: Budget::new(HANDSHAKES_PER_SECOND, HANDSHAKE_BURST),
+            sources: HashMap::new(),
         }
     }
 
@@ -106,12 +116,21 @@ impl Gate {
                 Err(TunnResult::WriteToNetwork(cookie)) => return Ok(Admission::Challenge(cookie.len())),
                 Err(_) => return Err(SessionError::Overloaded),
             }
-            if !self.with_cookie.take(now) {
+            if !self.with_cookie.has(now) || !self.take_share(now, source) || !self.with_cookie.take(now) {
                 return Err(SessionError::Overloaded);
             }
         }
         let half = parse_handshake_anon(&identity.private, &identity.public, &verified)?;
         Ok(Admission::From(NodePublic::from_bytes(half.peer_static_public)))
+    }
+
+    /// What is left of a source's share. To be called only where the common budget has something left: that bounds the table.
+    fn take_share(&mut self, now: Instant, source: Source) -> bool {
+        if self.sources.len() > SOURCES_KEPT {
+            self.sources.retain(|_, share| !share.is_full(now));
+        }
+        let new = || Budget::new(OF_ONE_SOURCE_PER_SECOND, OF_ONE_SOURCE_BURST);
+        self.sources.entry(source.network()).or_insert_with(new).take(now)
     }
 }
 
@@ -125,6 +144,17 @@ pub enum Source {
 }
 
 impl Source {
+    /// What a sender can't leave by choosing another address of its own: the address, for IPv6 its first half.
+    fn network(self) -> IpAddr {
+        match self {
+            Self::Udp(IpAddr::V6(address)) => {
+                let [a, b, c, d, ..] = address.segments();
+                IpAddr::V6(Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0))
+            }
+            Self::Udp(_) | Self::Derp(_) => self.address(),
+        }
+    }
+
     /// An address that a cookie can be bound to.
     pub fn address(self) -> IpAddr {
         match self {
@@ -140,43 +170,126 @@ impl Source {
 /// A token bucket.
 #[derive(Debug)]
 struct Budget {
+    per_second: u32,
+    burst: u32,
     tokens: u32,
     filled: Option<Instant>,
 }
 
-impl Default for Budget {
-    fn default() -> Self {
-        Self { tokens: HANDSHAKE_BURST, filled: None }
-    }
-}
-
 impl Budget {
+    /// A full one.
+    fn new(per_second: u32, burst: u32) -> Self {
+        Self { per_second, burst, tokens: burst, filled: None }
+    }
+
     fn take(&mut self, now: Instant) -> bool {
-        let filled = *self.filled.get_or_insert(now);
-        let elapsed = now.saturating_duration_since(filled);
-        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
-        let earned = millis.saturating_mul(u64::from(HANDSHAKES_PER_SECOND)) / 1000;
-        if earned > 0 {
-            let earned_time = Duration::from_millis(earned.saturating_mul(1000) / u64::from(HANDSHAKES_PER_SECOND));
-            let tokens = u64::from(self.tokens).saturating_add(earned).min(u64::from(HANDSHAKE_BURST));
-            self.tokens = u32::try_from(tokens).unwrap_or(HANDSHAKE_BURST);
-            self.filled = filled.checked_add(earned_time).filter(|at| *at <= now).or(Some(now));
-        }
+        self.fill(now);
         let left = self.tokens.checked_sub(1);
         self.tokens = left.unwrap_or(0);
         left.is_some()
+    }
+
+    fn has(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        self.tokens > 0
+    }
+
+    fn is_full(&mut self, now: Instant) -> bool {
+        self.fill(now);
+        self.tokens == self.burst
+    }
+
+    fn fill(&mut self, now: Instant) {
+        let filled = *self.filled.get_or_insert(now);
+        let elapsed = now.saturating_duration_since(filled);
+        let millis = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX);
+        let earned = millis.saturating_mul(u64::from(self.per_second)) / 1000;
+        if earned > 0 {
+            let earned_time = Duration::from_millis(earned.saturating_mul(1000) / u64::from(self.per_second));
+            let tokens = u64::from(self.tokens).saturating_add(earned).min(u64::from(self.burst));
+            self.tokens = u32::try_from(tokens).unwrap_or(self.burst);
+            self.filled = filled.checked_add(earned_time).filter(|at| *at <= now).or(Some(now));
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use boringtun::noise::Tunn;
+    use rand::SeedableRng as _;
+    use rand::rngs::StdRng;
+
     use super::*;
+
+    /// Somebody who knows our public key, and takes what is sent to its address.
+    struct Stranger {
+        tunn: Tunn,
+        source: Source,
+    }
+
+    impl Stranger {
+        fn new(n: u64, ours: &Identity, source: &str) -> Self {
+            let key = NodePrivate::generate(&mut StdRng::seed_from_u64(n));
+            let tunn = Tunn::new(Identity::new(&key).private(), ours.public(), None, None, 1, None);
+            Self { tunn, source: Source::Udp(source.parse().unwrap()) }
+        }
+
+        fn initiate(&mut self, now: Instant, gate: &mut Gate, ours: &Identity) -> Result<Admission, SessionError> {
+            let (mut message, mut reply) = ([0; 148], [0; COOKIE_ROOM]);
+            let TunnResult::WriteToNetwork(message) = self.tunn.format_handshake_initiation(&mut message, true) else {
+                panic!("no initiation");
+            };
+            let admission = gate.admit(now, ours, self.source, message, &mut reply);
+            if let Ok(Admission::Challenge(length)) = admission {
+                self.tunn.decapsulate(None, &reply[..length], &mut [0; 148]);
+            }
+            admission
+        }
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "virtual time needs an origin")]
+    fn who_floods_us_with_cookies_shuts_out_itself_alone() {
+        let ours = Identity::new(&NodePrivate::generate(&mut StdRng::seed_from_u64(1)));
+        let (mut gate, now) = (Gate::new(&ours), Instant::now());
+        let mut hostile = Stranger::new(2, &ours, "2001:db8::1");
+        for _ in 0..HANDSHAKE_BURST {
+            assert!(matches!(hostile.initiate(now, &mut gate, &ours), Ok(Admission::From(_))));
+        }
+        assert!(matches!(hostile.initiate(now, &mut gate, &ours), Ok(Admission::Challenge(_))));
+        let mut admitted = 0;
+        for host in 0..1000 {
+            // Its network has many addresses; the cookie is for one of them.
+            let admission = hostile.initiate(now, &mut gate, &ours);
+            admitted += u32::from(matches!(admission, Ok(Admission::From(_))));
+            if host == 500 {
+                hostile.source = Source::Udp("2001:db8::2".parse().unwrap());
+            }
+        }
+        assert_eq!(admitted, OF_ONE_SOURCE_BURST);
+        let mut good = Stranger::new(3, &ours, "192.0.2.1");
+        assert!(matches!(good.initiate(now, &mut gate, &ours), Ok(Admission::Challenge(_))));
+        assert!(matches!(good.initiate(now, &mut gate, &ours), Ok(Admission::From(_))));
+        assert_eq!(gate.sources.len(), 2);
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "virtual time needs an origin")]
+    fn the_table_of_sources_is_bounded() {
+        let ours = Identity::new(&NodePrivate::generate(&mut StdRng::seed_from_u64(1)));
+        let (mut gate, start) = (Gate::new(&ours), Instant::now());
+        for n in 0..100_000_u32 {
+            let now = start + Duration::from_micros(u64::from(n) * 2500);
+            gate.take_share(now, Source::Udp(IpAddr::V4(n.into())));
+            assert!(gate.sources.len() <= 2 * SOURCES_KEPT);
+        }
+    }
 
     #[test]
     #[expect(clippy::disallowed_methods, reason = "virtual time needs an origin")]
     fn a_budget_is_spent_and_comes_back_with_time() {
         let start = Instant::now();
-        let mut budget = Budget::default();
+        let mut budget = Budget::new(HANDSHAKES_PER_SECOND, HANDSHAKE_BURST);
         let taken = (0..2 * HANDSHAKE_BURST).filter(|_| budget.take(start)).count();
         assert_eq!(taken, HANDSHAKE_BURST as usize);
         let later = start + Duration::from_millis(500);

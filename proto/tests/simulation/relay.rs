@@ -100,7 +100,7 @@ impl World {
         }
         for host in 0..self.hosts.len() {
             if politely && self.hosts[host].relays.contains_key(&region) {
-                self.hosts[host].node.handle_derp_restarting(self.now, region, 2 * SECOND);
+                self.hosts[host].node.handle_derp_restarting(self.now, region, 2 * SECOND, 2 * SECOND);
             }
             self.break_relay(host, region);
         }

@@ -20,7 +20,8 @@ use super::relays::{RelayInput, Relays};
 use super::streams::Streams;
 use super::{Facts, Setup};
 use crate::net::interfaces::local_endpoints;
-use crate::net::socket::{Blocked, MAX_SEGMENTS, ReceiveBuffers, Sockets, TRANSMIT_BUFFER};
+use crate::net::link_watch::LinkWatch;
+use crate::net::socket::{Blocked, MAX_SEGMENTS, ReceiveBuffers, Sent, Sockets, TRANSMIT_BUFFER};
 
 /// Sends of one turn. Then what came in meanwhile has its turn: acknowledgements wait there.
 const SENDS_PER_TURN: usize = 16;
@@ -32,6 +33,8 @@ const RELAY_INPUTS_PER_TURN: usize = 64;
 const EVENTS_PER_TURN: usize = 64;
 /// How often the interfaces are looked at, and what applications dropped is swept up.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// How long after news of the network the interfaces are looked at: changes come in swarms.
+const SETTLE_TIME: Duration = Duration::from_millis(200);
 /// Pings that wait for their answer.
 const MAX_PINGS: usize = 256;
 /// Turns at the end, for the peers to be told that their streams are over.
@@ -49,6 +52,8 @@ pub(super) struct Driver {
     facts: watch::Sender<Facts>,
     direct: bool,
     endpoints: Vec<SocketAddr>,
+    /// When to look at the interfaces, because the network has changed.
+    look_at: Option<Instant>,
     buffers: ReceiveBuffers,
     outgoing: Outgoing,
 }
@@ -76,6 +81,7 @@ enum Wake {
     Relay(Option<RelayInput>),
     Timer,
     Sweep,
+    LinkChanged,
     More,
 }
 
@@ -89,8 +95,12 @@ impl Driver {
             derp: setup.derp,
         };
         let rng = Box::new(StdRng::from_rng(&mut rand::rng()));
+        let mut node = Node::new(config, Instant::now(), rng);
+        if setup.port != 0 {
+            node.set_fixed_port(setup.port);
+        }
         Ok(Self {
-            node: Node::new(config, Instant::now(), rng),
+            node,
             sockets,
             streams: Streams::new(),
             relays: Relays::new(setup.node_key, setup.proxies, outer),
@@ -99,6 +109,7 @@ impl Driver {
             facts,
             direct: setup.direct,
             endpoints: Vec::new(),
+            look_at: None,
             buffers: ReceiveBuffers::default(),
             outgoing: Outgoing { data: vec![0; TRANSMIT_BUFFER], waiting: None },
         })
@@ -109,12 +120,14 @@ impl Driver {
         let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let doorbell = self.streams.doorbell();
+        let mut link_watch = LinkWatch::start();
         let sleep = tokio::time::sleep(Duration::ZERO);
         tokio::pin!(sleep);
         loop {
             let now = Instant::now();
             let more = self.turn(now);
-            let wake_at = self.node.poll_timeout().map_or(now + LONGEST_SLEEP, |at| at.min(now + LONGEST_SLEEP));
+            let timeouts = [self.node.poll_timeout(), self.look_at, Some(now + LONGEST_SLEEP)];
+            let wake_at = timeouts.into_iter().flatten().min().unwrap_or(now);
             sleep.as_mut().reset(wake_at.into());
             let blocked = self.outgoing.waiting.as_ref().map(|waiting| waiting.destination);
             let wake = tokio::select! {
@@ -129,6 +142,7 @@ impl Driver {
                 input = self.relays.next() => Wake::Relay(input),
                 () = &mut sleep => Wake::Timer,
                 _ = sweep.tick() => Wake::Sweep,
+                () = link_watch.changed() => Wake::LinkChanged,
                 () = tokio::task::yield_now(), if more => Wake::More,
             };
             let now = Instant::now();
@@ -140,6 +154,9 @@ impl Driver {
                 Wake::Writable => self.send_waiting(),
                 Wake::Relay(input) => self.handle_relays(now, input),
                 Wake::Sweep => self.sweep(now),
+                Wake::LinkChanged => {
+                    self.look_at.get_or_insert(now + SETTLE_TIME);
+                }
                 // Timers run at each turn; the others only wake it.
                 Wake::Timer | Wake::More => {}
             }
@@ -151,6 +168,9 @@ impl Driver {
     fn turn(&mut self, now: Instant) -> bool {
         if self.node.poll_timeout().is_some_and(|at| at <= now) {
             self.node.handle_timeout(now);
+        }
+        if self.look_at.take_if(|at| *at <= now).is_some() && !self.look_at_interfaces(now) {
+            self.node.handle_routes_changed(now);
         }
         let mut events = 0;
         let mut sends = 0;
@@ -181,12 +201,14 @@ impl Driver {
         let Some(transmit) = self.node.poll_transmit(now, &mut self.outgoing.data, MAX_SEGMENTS) else { return false };
         let data = self.outgoing.data.get(..transmit.len).unwrap_or_default();
         match transmit.destination {
-            Destination::Udp(destination) => {
-                if let Err(Blocked { sent }) = self.sockets.send(destination, data, transmit.segment_size) {
+            Destination::Udp(destination) => match self.sockets.send(destination, data, transmit.segment_size) {
+                Ok(Sent::Out) => {}
+                Ok(Sent::Unreachable) => self.node.handle_unreachable(now, destination),
+                Err(Blocked { sent }) => {
                     let (from, to, segment_size) = (sent, transmit.len, transmit.segment_size);
                     self.outgoing.waiting = Some(Waiting { destination, from, to, segment_size });
                 }
-            }
+            },
             Destination::Derp { region, peer } => self.relays.send(region, &peer, data, transmit.segment_size),
         }
         true
@@ -263,6 +285,11 @@ impl Driver {
         match event {
             Event::DialDerp { region } => self.relays.dial(&mut self.node, now, region),
             Event::CloseDerp { region } => self.relays.close(region),
+            Event::CheckDerp { region } => self.relays.check(region),
+            Event::DerpHealth { region, problem } if problem.is_empty() => {
+                tracing::info!(region, "the relay is well again");
+            }
+            Event::DerpHealth { region, problem } => tracing::warn!(region, problem, "the relay has something to say"),
             Event::Endpoints(endpoints) => {
                 self.facts.send_if_modified(|facts| replace(&mut facts.endpoints, Some(endpoints)));
             }
@@ -297,14 +324,21 @@ impl Driver {
     fn sweep(&mut self, now: Instant) {
         self.streams.sweep(&mut self.node, now);
         self.pings.retain(|_, reply| !reply.is_closed());
+        self.look_at_interfaces(now);
+    }
+
+    /// Tells the node the addresses of the interfaces, if they are others than before. Answers whether they are.
+    fn look_at_interfaces(&mut self, now: Instant) -> bool {
         let endpoints =
             if self.direct { local_endpoints(self.sockets.port_v4(), self.sockets.port_v6()) } else { Vec::new() };
         let first = self.facts.borrow().endpoints.is_none();
-        if first || endpoints != self.endpoints {
+        let changed = first || endpoints != self.endpoints;
+        if changed {
             let typed: Vec<_> = endpoints.iter().map(|endpoint| (*endpoint, EndpointType::Local)).collect();
             self.node.handle_local_endpoints(now, &typed);
             self.endpoints = endpoints;
         }
+        changed
     }
 
     /// Tells the peers that their streams are over, and closes the relays.

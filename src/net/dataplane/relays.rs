@@ -75,6 +75,7 @@ impl Relays {
             node_key: self.node_key.clone(),
             proxies: Arc::clone(&self.proxies),
             home: self.home == Some(region),
+            first_node: node.first_derp_node(region),
             connection: self.last_number,
         };
         let _outer = self.outer.enter();
@@ -86,6 +87,13 @@ impl Relays {
     pub(super) fn close(&mut self, region: RegionId) {
         if let Some(Active { connection, .. }) = self.connections.remove(&region) {
             self.outer.spawn(connection.close());
+        }
+    }
+
+    /// Asks a region's relay for a sign of life.
+    pub(super) fn check(&self, region: RegionId) {
+        if let Some(Active { connection, .. }) = self.connections.get(&region) {
+            connection.check();
         }
     }
 
@@ -124,9 +132,11 @@ impl Relays {
                 packets.for_each_mut(|from, packet| node.handle_derp_packet(now, region, from, packet));
             }
             DerpEventKind::PeerGone { peer, .. } => node.handle_derp_peer_gone(now, region, peer),
-            DerpEventKind::Health(words) if words.is_empty() => tracing::info!(region, "the relay is well again"),
-            DerpEventKind::Health(words) => tracing::warn!(region, words, "the relay has something to say"),
-            DerpEventKind::Restarting { reconnect_in } => node.handle_derp_restarting(now, region, reconnect_in),
+            DerpEventKind::Health(words) => node.handle_derp_health(now, region, words),
+            DerpEventKind::Restarting { reconnect_in, try_for } => {
+                tracing::trace!(region, ?reconnect_in, ?try_for, "the relay restarts");
+                node.handle_derp_restarting(now, region, reconnect_in, try_for);
+            }
             DerpEventKind::Disconnected(reason) => {
                 tracing::warn!(region, %reason, "relay lost");
                 self.connections.remove(&region);

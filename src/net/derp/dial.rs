@@ -17,8 +17,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
-use super::DerpFailure;
 use super::trust::trust;
+use super::{DerpConfig, DerpFailure};
 use crate::net::connect::{ProxyFailure, Transport, connect, connect_through, start_tls};
 
 /// How long the whole way in may take, over all relays of the region.
@@ -40,15 +40,15 @@ pub(super) struct Dialled {
     pub(super) decoder: Decoder,
 }
 
-/// Dials the region's relays in their order until one takes us.
-pub(super) async fn dial(
-    region: &DerpRegion,
-    node_key: &NodePrivate,
-    proxies: &Proxies,
-) -> Result<Dialled, DerpFailure> {
+/// Dials the region's relays in their order, from the one that is to be first, until one takes us.
+pub(super) async fn dial(config: &DerpConfig) -> Result<Dialled, DerpFailure> {
+    let DerpConfig { region, node_key, proxies, first_node, .. } = config;
     let every = async {
         let mut failure = DerpFailure::NoRelay;
-        for (node, target) in region.nodes.iter().filter_map(|node| Some((node, Target::derp(node)?))) {
+        let mut nodes: Vec<_> = region.nodes.iter().filter_map(|node| Some((node, Target::derp(node)?))).collect();
+        let first = first_node.checked_rem(nodes.len()).unwrap_or(0);
+        nodes.rotate_left(first);
+        for (node, target) in nodes {
             match dial_node(region, node, target, node_key, proxies).await {
                 Ok(dialled) => return Ok(dialled),
                 Err(error) => failure = error,

@@ -62,6 +62,8 @@ pub enum DerpEventKind {
     Restarting {
         /// When to reconnect.
         reconnect_in: Duration,
+        /// For how long to try then, before it counts as an outage.
+        try_for: Duration,
     },
     /// The connection couldn't be made, or ended without our asking. The last event.
     Disconnected(DerpFailure),
@@ -124,6 +126,9 @@ pub enum DerpFailure {
         /// Which step.
         step: &'static str,
     },
+    /// Our own ping wasn't answered.
+    #[error("the relay didn't answer when it was asked after a change of the network")]
+    Unanswered,
     /// Nothing came for two minutes, not even a keep-alive.
     #[error("the relay fell silent")]
     Silent,
@@ -143,6 +148,8 @@ pub struct DerpConfig {
     pub proxies: Arc<Proxies>,
     /// Whether this is our home region.
     pub home: bool,
+    /// Which of the region's relays to try first, by its place among those that can be dialled, modulo their number.
+    pub first_node: usize,
     /// A number that comes back in every event.
     pub connection: u64,
 }
@@ -187,6 +194,11 @@ impl DerpConnection {
     /// Tells the relay whether this is our home region.
     pub fn set_home(&self, home: bool) {
         self.outbound.set_home(home);
+    }
+
+    /// Asks the relay for a sign of life; one that doesn't answer within 3 s is lost. Before the connection is up, it asks then.
+    pub fn check(&self) {
+        self.outbound.check();
     }
 
     /// What went through so far.

@@ -22,6 +22,10 @@ pub(super) struct Outbound {
     state: Mutex<State>,
     /// Wakes the writer.
     changed: Notify,
+    /// A sign of life is wanted.
+    check: Notify,
+    /// One came.
+    ponged: Notify,
     closed: CancellationToken,
 }
 
@@ -30,6 +34,8 @@ struct State {
     /// Frames, ready to be written.
     packets: VecDeque<Vec<u8>>,
     pongs: VecDeque<[u8; 8]>,
+    /// Our own, which isn't written yet.
+    ping: Option<[u8; 8]>,
     home: bool,
     told_home: bool,
     stats: DerpStats,
@@ -40,11 +46,13 @@ impl Outbound {
         let state = State {
             packets: VecDeque::new(),
             pongs: VecDeque::new(),
+            ping: None,
             home,
             told_home: false,
             stats: DerpStats::default(),
         };
-        Self { state: Mutex::new(state), changed: Notify::new(), closed: CancellationToken::new() }
+        let (changed, check, ponged) = (Notify::new(), Notify::new(), Notify::new());
+        Self { state: Mutex::new(state), changed, check, ponged, closed: CancellationToken::new() }
     }
 
     pub(super) fn push_packet(&self, peer: &NodePublic, packet: &[u8]) {
@@ -75,6 +83,27 @@ impl Outbound {
     pub(super) fn set_home(&self, home: bool) {
         self.lock().home = home;
         self.changed.notify_one();
+    }
+
+    pub(super) fn check(&self) {
+        self.check.notify_one();
+    }
+
+    /// Waits for [`Self::check`].
+    pub(super) async fn check_wanted(&self) {
+        self.check.notified().await;
+    }
+
+    /// Queues a ping and waits for an answer; any will do.
+    pub(super) async fn ping(&self) {
+        let ponged = self.ponged.notified();
+        self.lock().ping = Some(*b"nixtail?");
+        self.changed.notify_one();
+        ponged.await;
+    }
+
+    pub(super) fn handle_pong(&self) {
+        self.ponged.notify_waiters();
     }
 
     pub(super) fn close(&self) {
@@ -121,6 +150,9 @@ impl State {
         // These frames are of a few bytes: writing them doesn't fail.
         for data in self.pongs.drain(..) {
             let _ = Frame::Pong(data).write(out);
+        }
+        if let Some(data) = self.ping.take() {
+            let _ = Frame::Ping(data).write(out);
         }
         if self.home != self.told_home {
             self.told_home = self.home;

@@ -21,6 +21,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the reader waits for room in the event channel, before it drops a batch: a relay cuts off who doesn't read
 /// for 2 s.
 const INBOUND_PATIENCE: Duration = Duration::from_millis(100);
+/// How long the answer to our own ping may take, as magicsock has it after a change of the network.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long TLS may take to say goodbye.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -28,7 +30,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
 pub(super) async fn run(config: DerpConfig, outbound: Arc<Outbound>, events: mpsc::Sender<DerpEvent>) {
     let reporter = Reporter { region: config.region.region_id, connection: config.connection, events };
     let life = async {
-        let Dialled { stream, mut decoder } = match dial(&config.region, &config.node_key, &config.proxies).await {
+        let Dialled { stream, mut decoder } = match dial(&config).await {
             Ok(dialled) => dialled,
             Err(failure) => return reporter.report(DerpEventKind::Disconnected(failure)).await,
         };
@@ -37,6 +39,7 @@ pub(super) async fn run(config: DerpConfig, outbound: Arc<Outbound>, events: mps
         let failure = tokio::select! {
             failure = read(&mut reader, &mut decoder, &outbound, &reporter) => Some(failure),
             failure = write(&mut writer, &outbound) => Some(failure),
+            failure = check(&outbound) => Some(failure),
             () = outbound.closed() => None,
         };
         // Whether the goodbye arrives changes nothing.
@@ -96,7 +99,11 @@ async fn handle_frames(decoder: &mut Decoder, outbound: &Outbound, reporter: &Re
             }
             Some(Frame::PeerGone { peer, reason }) => DerpEventKind::PeerGone { peer, reason },
             Some(Frame::Health(problem)) => DerpEventKind::Health(derp::health_text(problem)),
-            Some(Frame::Restarting { reconnect_in, .. }) => DerpEventKind::Restarting { reconnect_in },
+            Some(Frame::Pong(_)) => {
+                outbound.handle_pong();
+                continue;
+            }
+            Some(Frame::Restarting { reconnect_in, try_for }) => DerpEventKind::Restarting { reconnect_in, try_for },
             // Keep-alives have done their work by being read; the rest isn't for nodes.
             Some(_) => continue,
         };
@@ -129,6 +136,16 @@ async fn write(stream: &mut WriteHalf<Stream>, outbound: &Outbound) -> DerpFailu
             Ok(Ok(())) => {}
             Ok(Err(error)) => return error.into(),
             Err(_) => return DerpFailure::TooSlow { step: "taking packets" },
+        }
+    }
+}
+
+/// Asks for a sign of life whenever one is wanted, until none comes.
+async fn check(outbound: &Outbound) -> DerpFailure {
+    loop {
+        outbound.check_wanted().await;
+        if timeout(CHECK_TIMEOUT, outbound.ping()).await.is_err() {
+            return DerpFailure::Unanswered;
         }
     }
 }

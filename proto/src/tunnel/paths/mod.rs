@@ -39,8 +39,8 @@ const URGENT_PING_INTERVAL: Duration = Duration::from_millis(50);
 const UPGRADE_EVERY: Duration = Duration::from_secs(60);
 /// A path of this latency is good enough to look for no better one.
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
-/// A best address that hasn't answered for this long is given up: until then packets go two ways.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(60);
+/// The peer's wish to be pinged is heeded no more often than this; each costs a ping to every address.
+const CALL_INTERVAL: Duration = Duration::from_millis(50);
 /// Addresses that one peer may have; a node with many interfaces behind a hard NAT has some twenty.
 const MAX_CANDIDATES: usize = 64;
 /// Pings under way at a time: all candidates twice.
@@ -124,6 +124,8 @@ struct Best {
     address: SocketAddr,
     latency: Duration,
     trusted_until: Instant,
+    /// A ping to it was lost when it wasn't trusted any more: packets go there only where no relay leads to the peer.
+    given_up: bool,
 }
 
 /// Packets wait for the peer's answer and no path is trusted: all addresses are pinged, again and again.
@@ -155,6 +157,10 @@ pub struct Paths {
     outputs: VecDeque<Output>,
     last_send: Option<Instant>,
     last_full_ping: Option<Instant>,
+    /// When we last asked the peer to ping us.
+    last_called: Option<Instant>,
+    /// When we last did as the peer asked.
+    last_heeded: Option<Instant>,
     heartbeat_at: Option<Instant>,
     search: Option<Search>,
 }
@@ -171,6 +177,8 @@ impl Paths {
             outputs: VecDeque::new(),
             last_send: None,
             last_full_ping: None,
+            last_called: None,
+            last_heeded: None,
             heartbeat_at: None,
             search: None,
         }
@@ -242,16 +250,16 @@ impl Paths {
     }
 
     fn answered(&mut self, now: Instant, address: SocketAddr, latency: Duration) {
-        if let Some(candidate) = self.candidates.get_mut(&address) {
-            candidate.last_heard = Some(now);
-        }
+        // One that is no longer an address of the peer's is none to move to.
+        let Some(candidate) = self.candidates.get_mut(&address) else { return };
+        candidate.last_heard = Some(now);
         let replaces = self.best.is_none_or(|best| {
             best.address == address
                 || best.trusted_until <= now
                 || is_better((address, latency), (best.address, best.latency))
         });
         if replaces {
-            self.best = Some(Best { address, latency, trusted_until: now + TRUST_FOR });
+            self.best = Some(Best { address, latency, trusted_until: now + TRUST_FOR, given_up: false });
         }
     }
 
@@ -261,14 +269,53 @@ impl Paths {
         if !self.direct {
             return;
         }
+        // Those of the call before count no more.
         for candidate in self.candidates.values_mut() {
             candidate.called = false;
         }
         for endpoint in endpoints.iter().filter(|endpoint| is_usable(endpoint)) {
-            let Some(candidate) = self.candidate(*endpoint) else { continue };
-            candidate.called = true;
-            self.ping(now, Via::Udp(*endpoint), rng);
+            if let Some(candidate) = self.candidate(*endpoint) {
+                candidate.called = true;
+            }
         }
+        if is_due(self.last_heeded, now, CALL_INTERVAL) {
+            self.last_heeded = Some(now);
+            self.ping_candidates(now, Duration::ZERO, rng);
+        }
+    }
+
+    /// Addresses of ours are others than those that the peer was told a moment ago: while it may still need them, it is
+    /// told again.
+    pub fn handle_own_endpoints(&mut self, now: Instant) {
+        let lately = self.last_called.is_some_and(|last| now.saturating_duration_since(last) < PING_INTERVAL);
+        if lately && !self.is_trusted(now) {
+            self.call(now);
+        }
+    }
+
+    /// The network changed under us: the path in use is in doubt until it answers again, and so is what is known of the others.
+    /// Packets go two ways meanwhile, so that nothing is lost where it still works.
+    pub fn handle_network_change(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        if let Some(best) = &mut self.best {
+            best.trusted_until = best.trusted_until.min(now);
+        }
+        self.last_full_ping = None;
+        for candidate in self.candidates.values_mut() {
+            candidate.last_ping = None;
+        }
+        if self.heartbeat_at.is_some() {
+            self.look_for_better(now, rng);
+        }
+    }
+
+    /// The system says that packets to `address` lead nowhere. Says whether they went there.
+    pub fn handle_unreachable(&mut self, address: SocketAddr) -> bool {
+        let used = self.best.is_some_and(|best| best.address == address);
+        if used {
+            self.best = None;
+            self.last_full_ping = None;
+        }
+        used
     }
 
     /// Whether packets wait for a path or for the peer's keys. While they do and no path is trusted, all addresses are
@@ -297,6 +344,7 @@ impl Paths {
     /// Packets were sent to the peer: paths are kept alive, and better ones looked for, while this goes on.
     pub fn handle_sent(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.last_send = Some(now);
+        self.expire_pings(now);
         if !self.direct {
             return;
         }
@@ -317,15 +365,42 @@ impl Paths {
 
     /// Pings all addresses that weren't within `interval`, then lets the peer ping ours: our NAT is open by then.
     fn ping_all(&mut self, now: Instant, interval: Duration, rng: &mut dyn CryptoRng) {
+        self.ping_candidates(now, interval, rng);
+        self.call(now);
+    }
+
+    /// Pings the addresses that weren't within `interval`, after dropping those that nobody vouches for any more.
+    fn ping_candidates(&mut self, now: Instant, interval: Duration, rng: &mut dyn CryptoRng) {
         self.last_full_ping = Some(now);
+        let best = self.best.map(|best| best.address);
+        self.candidates.retain(|address, candidate| {
+            let heard = candidate.last_heard.is_some_and(|last| now.saturating_duration_since(last) <= ACTIVE_FOR);
+            candidate.in_netmap || candidate.called || heard || best == Some(*address)
+        });
         let due = |candidate: &Candidate| is_due(candidate.last_ping, now, interval);
         let all = self.candidates.iter().filter(|(_, candidate)| due(candidate));
         let all: Vec<SocketAddr> = all.map(|(address, _)| *address).collect();
         for address in all {
             self.ping(now, Via::Udp(address), rng);
         }
+    }
+
+    /// Asks the peer to ping us.
+    fn call(&mut self, now: Instant) {
         if let Some(region) = self.region {
+            self.last_called = Some(now);
             self.output(Output::CallMeMaybe { region });
+        }
+    }
+
+    /// Forgets the pings that were lost. One to the address in use, which isn't trusted any more, ends its use.
+    fn expire_pings(&mut self, now: Instant) {
+        while let Some(lost) = self.pings.pop_front_if(|ping| now.saturating_duration_since(ping.at) >= PING_TIMEOUT) {
+            if let Some(best) = &mut self.best
+                && lost.to == Via::Udp(best.address)
+            {
+                best.given_up |= best.trusted_until <= now;
+            }
         }
     }
 
@@ -350,9 +425,8 @@ impl Paths {
         {
             candidate.last_ping = Some(now);
         }
-        while self.pings.front().is_some_and(|ping| now.saturating_duration_since(ping.at) > PING_TIMEOUT)
-            || self.pings.len() >= MAX_PINGS
-        {
+        self.expire_pings(now);
+        if self.pings.len() >= MAX_PINGS {
             self.pings.pop_front();
         }
         let txid = TransactionId::generate(rng);
@@ -380,7 +454,7 @@ impl Paths {
             return Route { udp: Some(best.address), derp: None };
         }
         // Without a relay, an address that once answered is better than nothing.
-        let given_up = best.trusted_until + GIVE_UP_AFTER <= now && self.region.is_some();
+        let given_up = best.given_up && self.region.is_some();
         Route { udp: Some(best.address).filter(|_| !given_up), derp: self.region }
     }
 
@@ -420,6 +494,7 @@ impl Paths {
 
     /// Sends a heartbeat or a round of pings if it is due.
     pub fn handle_timeout(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.expire_pings(now);
         if let Some(Search { rounds, .. }) = self.search.filter(|search| search.next <= now) {
             self.search = Some(Search { rounds: rounds.saturating_add(1), next: now + retry_after(rounds) });
             self.ping_all(now, URGENT_PING_INTERVAL, rng);
@@ -432,7 +507,7 @@ impl Paths {
             return;
         }
         self.heartbeat_at = Some(now + HEARTBEAT_EVERY);
-        if let Some(best) = self.best {
+        if let Some(best) = self.best.filter(|best| !best.given_up) {
             self.ping(now, Via::Udp(best.address), rng);
         }
         self.look_for_better(now, rng);

@@ -7,23 +7,24 @@ const LOOPBACK_POINTS: u128 = 50;
 const LINK_LOCAL_POINTS: u128 = 30;
 const PRIVATE_POINTS: u128 = 20;
 const IPV6_POINTS: u128 = 10;
-/// Latencies within so many percent of each other don't count as a reason to move.
+/// Being faster by so many percent, and nothing else, is no reason to move.
 const SAME_WITHIN: u128 = 1;
 
-/// Whether to leave `current` for `new`. Being nearer counts in points, being faster in percent.
+/// Whether to leave `current` for `new`. Being nearer counts in points, being faster in percent, rounded up.
 pub(super) fn is_better(new: (SocketAddr, Duration), current: (SocketAddr, Duration)) -> bool {
-    let (new_latency, current_latency) = (new.1.as_micros(), current.1.as_micros());
-    let slower = new_latency.max(current_latency);
-    let (mut new_points, mut current_points) = (points(new.0), points(current.0));
-    let difference = new_latency.abs_diff(current_latency) * 100;
-    let percent = difference.checked_div(slower).unwrap_or(0);
-    let moved = new_points != current_points || percent > SAME_WITHIN;
-    if new_latency < current_latency {
-        new_points += percent;
-    } else {
-        current_points += percent;
+    if new.0 == current.0 {
+        return false;
     }
-    moved && new_points > current_points
+    let (new_latency, current_latency) = (new.1.as_nanos(), current.1.as_nanos());
+    let (faster, slower) = (new_latency.min(current_latency), new_latency.max(current_latency));
+    let percent = 100 - (faster * 100).checked_div(slower).unwrap_or(100);
+    let (mut new_points, mut current_points) = (points(new.0), points(current.0));
+    match new_latency > current_latency {
+        true => current_points += percent,
+        false => new_points += percent,
+    }
+    let hardly = new_points <= SAME_WITHIN && current_points == 0;
+    !hardly && new_points > current_points
 }
 
 fn points(address: SocketAddr) -> u128 {
@@ -47,19 +48,38 @@ mod tests {
         is_better(parse(new), parse(current))
     }
 
-    #[test]
-    fn faster_is_better_but_not_by_a_hair() {
-        assert!(better(("192.0.2.1:1", 10), ("192.0.2.2:1", 20)));
-        assert!(!better(("192.0.2.1:1", 20), ("192.0.2.2:1", 10)));
-        assert!(!better(("192.0.2.1:1", 100), ("192.0.2.2:1", 101)));
-        assert!(!better(("192.0.2.1:1", 0), ("192.0.2.2:1", 0)));
-    }
+    const PUBLIC: &str = "1.2.3.4:555";
+    const OTHER: &str = "5.6.7.8:999";
+    const PUBLIC_V6: &str = "[2001::5]:123";
+    const PRIVATE: &str = "10.0.0.2:123";
 
+    /// The table of `wgengine/magicsock/magicsock_test.go` TestBetterAddr, without what has an MTU or a peer relay.
     #[test]
-    fn nearer_is_better_unless_much_slower() {
-        assert!(better(("10.0.0.1:1", 10), ("192.0.2.2:1", 10)));
-        assert!(better(("[2001:db8::1]:1", 10), ("192.0.2.2:1", 10)));
-        assert!(better(("127.0.0.1:1", 10), ("10.0.0.1:1", 10)));
-        assert!(!better(("10.0.0.1:1", 20), ("192.0.2.2:1", 10)));
+    fn the_preference_is_that_of_go() {
+        let unique_local = "[fd89:1a8a:8888:9999:aaaa:bbbb:cccc:dddd]:555";
+        let link_local = "[fe80::ce8:474a:a27e:113b]:555";
+        for (new, current, wanted) in [
+            ((PUBLIC, 5), (OTHER, 10), true),
+            ((PUBLIC, 5), (PUBLIC, 10), false),
+            ((PUBLIC, 100), (OTHER, 100), false),
+            ((PUBLIC, 100), (OTHER, 101), false),
+            ((PUBLIC, 100), (OTHER, 103), true),
+            ((PUBLIC, 0), (OTHER, 0), false),
+            ((PRIVATE, 100), (PUBLIC, 91), true),
+            ((PUBLIC, 91), (PRIVATE, 100), false),
+            ((PRIVATE, 100), (PUBLIC, 30), false),
+            ((PUBLIC, 30), (PRIVATE, 100), true),
+            ((PUBLIC_V6, 100), (PUBLIC, 91), true),
+            ((PUBLIC, 91), (PUBLIC_V6, 100), false),
+            ((PUBLIC_V6, 100), (PUBLIC, 30), false),
+            ((PUBLIC, 30), (PUBLIC_V6, 100), true),
+            (("192.168.0.1:555", 100), (PUBLIC_V6, 101), true),
+            ((PUBLIC_V6, 101), ("192.168.0.1:555", 100), false),
+            ((link_local, 101), (unique_local, 100), true),
+            ((link_local, 101), ("[::1]:555", 100), false),
+        ] {
+            assert_eq!(better(new, current), wanted, "{new:?} instead of {current:?}");
+            assert!(!wanted || !better(current, new), "{new:?} and {current:?} are each better than the other");
+        }
     }
 }

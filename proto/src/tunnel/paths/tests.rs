@@ -69,7 +69,10 @@ fn first_derp_then_direct_then_both_then_derp_again() {
     assert_eq!(probe.paths.path(probe.now), Some(Via::Udp(at(FAR))));
     probe.pass(6500);
     assert_eq!(probe.route(), (Some(at(FAR)), Some(7)));
-    probe.pass(60_000);
+    // The heartbeat that went out just now is lost.
+    probe.pass(4999);
+    assert_eq!(probe.route(), (Some(at(FAR)), Some(7)));
+    probe.pass(1);
     assert_eq!(probe.route(), (None, Some(7)));
     probe.paths.set_region(None);
     assert_eq!(probe.route(), (Some(at(FAR)), None), "without a relay the old address is all there is");
@@ -176,7 +179,157 @@ fn call_me_maybe_pings_at_once_whatever_was_pinged_before() {
     let endpoints = [at(FAR), at("[fe80::1]:5"), at(NEAR), at("0.0.0.0:1"), at("192.0.2.9:0")];
     probe.paths.handle_call_me_maybe(probe.now, &endpoints, &mut probe.rng);
     let pinged: Vec<Via> = probe.pinged().into_iter().map(|(via, _)| via).collect();
-    assert_eq!(pinged, [Via::Udp(at(FAR)), Via::Udp(at(NEAR))]);
+    assert_eq!(pinged, [Via::Udp(at(NEAR)), Via::Udp(at(FAR))]);
+}
+
+#[test]
+fn a_flood_of_call_me_maybe_is_heeded_twenty_times_a_second() {
+    let mut probe = Probe::new();
+    let mut pings = 0;
+    for n in 0..10_000_u16 {
+        let endpoint = SocketAddr::new([203, 0, 113, 1].into(), 1 + n % 100);
+        probe.paths.handle_call_me_maybe(probe.now, &[endpoint], &mut probe.rng);
+        pings += probe.pinged().len();
+        probe.now += Duration::from_micros(100);
+    }
+    // A second of it: each call names one address, and what was called before and isn't any more is forgotten.
+    assert!((20..=21).contains(&pings), "{pings}");
+    assert!(probe.paths.candidates.len() <= MAX_CANDIDATES);
+}
+
+#[test]
+fn a_lost_heartbeat_ends_the_use_of_an_untrusted_path_and_its_answer_begins_it_again() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    probe.send();
+    probe.answer(FAR, 20);
+    let mut given_up = None;
+    for tick in 1..=300_u64 {
+        probe.pass(100);
+        probe.send();
+        if probe.route() == (None, Some(7)) {
+            given_up.get_or_insert(tick * 100);
+        } else {
+            assert_eq!(given_up, None, "used again without an answer");
+        }
+    }
+    // Heartbeats at 3 and 6 s; trusted for 6.5 s; the first one is lost for good at 8.
+    assert!(given_up.is_some_and(|after| (7900..=8200).contains(&after)), "{given_up:?}");
+    let pings = probe.pinged();
+    let (via, txid) = *pings.last().expect("it is still tried");
+    probe.pass(30);
+    probe.paths.handle_pong(probe.now, via, txid).unwrap();
+    assert_eq!(probe.route(), (Some(at(FAR)), None));
+}
+
+#[test]
+fn addresses_that_nobody_vouches_for_are_dropped_after_45_s() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    let heard = "203.0.113.9:9";
+    probe.paths.handle_ping(probe.now, Via::Udp(at(heard)), TransactionId([1; 12]), &mut probe.rng);
+    probe.paths.handle_call_me_maybe(probe.now, &[at(NEAR)], &mut probe.rng);
+    let known = |probe: &Probe| probe.paths.candidates.keys().copied().collect::<Vec<_>>();
+    assert_eq!(known(&probe), [at(NEAR), at(FAR), at(heard)]);
+    probe.pass(45_001);
+    probe.send();
+    assert_eq!(known(&probe), [at(NEAR), at(FAR)], "what was called stays until the next call");
+    probe.paths.handle_call_me_maybe(probe.now, &[], &mut probe.rng);
+    assert_eq!(known(&probe), [at(FAR)]);
+}
+
+#[test]
+fn an_answer_from_an_address_that_is_no_longer_the_peers_counts_for_nothing() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    probe.send();
+    let (via, txid) = probe.pinged()[0];
+    probe.paths.handle_endpoints(&[at(NEAR)]);
+    probe.paths.handle_pong(probe.now, via, txid);
+    assert_eq!(probe.route(), (None, Some(7)));
+}
+
+#[test]
+fn a_change_of_the_network_puts_paths_in_doubt_until_they_answer() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR), at(NEAR)]);
+    probe.send();
+    probe.answer(FAR, 20);
+    probe.outputs();
+    probe.paths.handle_network_change(probe.now, &mut probe.rng);
+    assert_eq!(probe.route(), (Some(at(FAR)), Some(7)), "both ways, so that nothing is lost");
+    let outputs = probe.outputs();
+    assert_eq!(outputs.iter().filter(|output| matches!(output, Output::Ping { .. })).count(), 2);
+    assert!(outputs.contains(&Output::CallMeMaybe { region: 7 }));
+    let answered = outputs.iter().find_map(|output| match output {
+        Output::Ping { to, txid } if *to == Via::Udp(at(NEAR)) => Some((*to, *txid)),
+        _ => None,
+    });
+    let (via, txid) = answered.unwrap();
+    probe.pass(30);
+    probe.paths.handle_pong(probe.now, via, txid).unwrap();
+    assert_eq!(probe.route(), (Some(at(NEAR)), None), "worse than the other one was, but it answers");
+
+    // Nobody sends anything: nothing is asked, either.
+    let mut idle = Probe::new();
+    idle.paths.handle_endpoints(&[at(FAR)]);
+    idle.paths.handle_network_change(idle.now, &mut idle.rng);
+    assert_eq!(idle.outputs(), []);
+}
+
+#[test]
+fn an_address_that_the_system_cannot_reach_is_left_at_once() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    probe.send();
+    probe.answer(FAR, 20);
+    assert!(!probe.paths.handle_unreachable(at(NEAR)));
+    assert_eq!(probe.route(), (Some(at(FAR)), None));
+    assert!(probe.paths.handle_unreachable(at(FAR)));
+    assert_eq!(probe.route(), (None, Some(7)));
+}
+
+#[test]
+fn new_endpoints_of_ours_are_told_again_to_who_was_told_the_old_ones_just_now() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    probe.paths.handle_own_endpoints(probe.now);
+    assert_eq!(probe.outputs(), [], "it wasn't told anything yet");
+    probe.send();
+    let pings = probe.outputs();
+    probe.pass(30);
+    probe.paths.handle_own_endpoints(probe.now);
+    assert_eq!(probe.outputs(), [Output::CallMeMaybe { region: 7 }]);
+    let Output::Ping { to, txid } = pings[0] else { panic!("{pings:?}") };
+    probe.paths.handle_pong(probe.now, to, txid).unwrap();
+    probe.paths.handle_own_endpoints(probe.now);
+    assert_eq!(probe.outputs(), [], "it needs them no more");
+}
+
+/// Each timer of path discovery, beside magicsock's (`wgengine/magicsock/magicsock.go` and `derp.go`, `net/netcheck/netcheck.go`
+/// of 1.102.5). Where ours is another one, it says why.
+#[test]
+fn timers_are_those_of_go() {
+    use crate::{netcheck, relay};
+    let seconds = Duration::from_secs;
+    for (name, ours, theirs) in [
+        ("heartbeatInterval", HEARTBEAT_EVERY, seconds(3)),
+        ("trustUDPAddrDuration", TRUST_FOR, Duration::from_millis(6500)),
+        ("sessionActiveTimeout", ACTIVE_FOR, seconds(45)),
+        ("upgradeUDPDirectInterval", UPGRADE_EVERY, seconds(60)),
+        ("goodEnoughLatency", GOOD_ENOUGH, Duration::from_millis(5)),
+        ("pingTimeoutDuration", PING_TIMEOUT, seconds(5)),
+        // While packets wait for a first path, pings are closer: RETRY_AFTER in `tunnel`.
+        ("discoPingInterval", PING_INTERVAL, seconds(5)),
+        ("endpointsFreshEnoughDuration", netcheck::ENDPOINTS_FRESH, seconds(27)),
+        ("periodic ReSTUN, least", netcheck::MIN_INTERVAL, seconds(20)),
+        ("periodic ReSTUN, most", netcheck::MAX_INTERVAL, seconds(26)),
+        ("derpInactiveCleanupTime", relay::IDLE_TIMEOUT, seconds(60)),
+        ("DERP reconnect backoff, most", relay::MAX_BACKOFF, seconds(5)),
+        ("DERP read timeout", crate::derp::READ_TIMEOUT, seconds(120)),
+    ] {
+        assert_eq!(ours, theirs, "{name}");
+    }
 }
 
 #[test]
