@@ -72,8 +72,10 @@ pub struct Node {
     local_endpoints: Vec<(SocketAddr, EndpointType)>,
     /// The port that somebody chose for our socket, and may have opened in a NAT.
     fixed_port: Option<u16>,
-    /// When the network was last said to have changed under us, though no address did.
+    /// When the network was last heeded to have changed under us, though no address did.
     routes_changed: Option<Instant>,
+    /// When it is heeded again, if it changed since.
+    routes_due: Option<Instant>,
     mapped_endpoints: Vec<SocketAddr>,
     told_endpoints: Option<Vec<(SocketAddr, EndpointType)>>,
     /// Until when netcheck must keep our NAT's mapping known.
@@ -117,6 +119,7 @@ impl Node {
             local_endpoints: Vec::new(),
             fixed_port: None,
             routes_changed: None,
+            routes_due: None,
             mapped_endpoints: Vec::new(),
             told_endpoints: None,
             active_until: None,
@@ -158,14 +161,17 @@ impl Node {
         self.tell_endpoints();
     }
 
-    /// Routes came or went, while our addresses stayed. Heeded every 5 s at most: some machines' routes are never at rest.
+    /// Routes came or went, while our addresses stayed. Heeded every 5 s at most, since some machines' routes are never at rest; the
+    /// last of them is never missed, though: often it is the one that brings the network back.
     pub fn handle_routes_changed(&mut self, now: Instant) {
         self.now = now;
-        if self.routes_changed.is_some_and(|last| now.saturating_duration_since(last) < ROUTES_INTERVAL) {
+        let next = self.routes_changed.map(|last| last + ROUTES_INTERVAL).filter(|next| now < *next);
+        self.routes_due = next;
+        if next.is_some() {
             return;
         }
         self.routes_changed = Some(now);
-        self.relay.handle_network_change(now);
+        self.relay.handle_routes_changed(now);
         if self.direct && self.told_endpoints.is_some() {
             self.netcheck.refresh(now, &mut self.rng);
         }
@@ -271,6 +277,9 @@ impl Node {
         if self.netcheck.poll_timeout().is_some_and(|at| at <= now) {
             self.netcheck.handle_timeout(now, &mut self.rng);
         }
+        if self.routes_due.is_some_and(|due| due <= now) {
+            self.handle_routes_changed(now);
+        }
         if self.active_until.is_some_and(|until| until <= now) {
             self.active_until = None;
             self.netcheck.set_active(now, false, &mut self.rng);
@@ -285,6 +294,7 @@ impl Node {
             self.stack.poll_timeout(),
             self.relay.poll_timeout(),
             self.netcheck.poll_timeout(),
+            self.routes_due,
             self.active_until,
             self.pings.poll_timeout(),
         ];

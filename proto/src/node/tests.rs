@@ -142,6 +142,24 @@ fn routes_that_never_rest_are_heeded_every_five_seconds() {
     assert_eq!(heeded, 3);
 }
 
+/// The route is gone, and comes back three seconds later.
+#[test]
+fn the_last_change_of_routes_is_heeded_later_rather_than_never() {
+    let now = start();
+    let mut node = at_home(now);
+    let checked = |node: &mut Node| events(node).contains(&Event::CheckDerp { region: 1 });
+    node.handle_routes_changed(now);
+    assert!(checked(&mut node));
+    node.handle_routes_changed(now + Duration::from_secs(3));
+    assert!(!checked(&mut node));
+    let due = now + ROUTES_INTERVAL;
+    assert!(node.poll_timeout().is_some_and(|at| at <= due));
+    node.handle_timeout(due);
+    assert!(checked(&mut node));
+    node.handle_timeout(due + ROUTES_INTERVAL);
+    assert!(!checked(&mut node), "once");
+}
+
 #[test]
 fn a_chosen_port_is_told_behind_a_nat_that_maps_each_destination_differently() {
     let now = start();

@@ -260,15 +260,24 @@ impl Relay {
         }
     }
 
-    /// The network changed under us: each connection is asked for a sign of life, and what waits to be dialled is dialled now.
+    /// We are in another network: what failed in the one before says nothing, and the rest is as after a change of routes.
     pub fn handle_network_change(&mut self, now: Instant) {
+        for region in self.regions.values_mut() {
+            if matches!(region.link, Link::Waiting(_)) {
+                region.failures = 0;
+            }
+        }
+        self.handle_routes_changed(now);
+    }
+
+    /// The network changed under us: each connection is asked for a sign of life, and what waits to be dialled is dialled now.
+    pub fn handle_routes_changed(&mut self, now: Instant) {
         let ids: Vec<_> = self.regions.keys().copied().collect();
         for id in ids {
             let Some(region) = self.regions.get_mut(&id) else { continue };
             match region.link {
                 Link::Waiting(_) => {
                     region.link = Link::Closed;
-                    region.failures = 0;
                     self.dial_if_needed(now, id);
                 }
                 Link::Connected(_) => {

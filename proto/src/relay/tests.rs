@@ -291,6 +291,23 @@ fn a_network_change_checks_what_is_connected_and_dials_what_waits() {
     assert_eq!(actions(&mut relay), [CLOSE_1]);
 }
 
+/// Else a region that no relay of ours can be reached in would be home for ever on a machine whose routes never rest.
+#[test]
+fn a_change_of_routes_does_not_forget_failures() {
+    let Fixture { now, mut relay, mut rng } = at_home();
+    let mut at = now;
+    for failures in 1..=FAILING_AFTER {
+        relay.handle_disconnected(at, 1, &mut rng);
+        assert_eq!(relay.is_failing(1), failures == FAILING_AFTER);
+        at += 5 * SECOND;
+        relay.handle_routes_changed(at);
+        assert_eq!(actions(&mut relay), [DIAL_1], "at once");
+    }
+    relay.handle_disconnected(at, 1, &mut rng);
+    relay.handle_network_change(at);
+    assert!(!relay.is_failing(1), "another network may have a way");
+}
+
 #[test]
 fn what_is_no_longer_needed_is_not_dialled_again() {
     let Fixture { now, mut relay, mut rng } = at_home();

@@ -25,7 +25,7 @@ pub(super) struct Outbound {
     /// A sign of life is wanted.
     check: Notify,
     /// One came.
-    ponged: Notify,
+    alive: Notify,
     closed: CancellationToken,
 }
 
@@ -51,8 +51,8 @@ impl Outbound {
             told_home: false,
             stats: DerpStats::default(),
         };
-        let (changed, check, ponged) = (Notify::new(), Notify::new(), Notify::new());
-        Self { state: Mutex::new(state), changed, check, ponged, closed: CancellationToken::new() }
+        let (changed, check, alive) = (Notify::new(), Notify::new(), Notify::new());
+        Self { state: Mutex::new(state), changed, check, alive, closed: CancellationToken::new() }
     }
 
     pub(super) fn push_packet(&self, peer: &NodePublic, packet: &[u8]) {
@@ -94,16 +94,16 @@ impl Outbound {
         self.check.notified().await;
     }
 
-    /// Queues a ping and waits for an answer; any will do.
+    /// Queues a ping and waits for a sign of life; anything that comes will do.
     pub(super) async fn ping(&self) {
-        let ponged = self.ponged.notified();
+        let alive = self.alive.notified();
         self.lock().ping = Some(*b"nixtail?");
         self.changed.notify_one();
-        ponged.await;
+        alive.await;
     }
 
-    pub(super) fn handle_pong(&self) {
-        self.ponged.notify_waiters();
+    pub(super) fn handle_sign_of_life(&self) {
+        self.alive.notify_waiters();
     }
 
     pub(super) fn close(&self) {

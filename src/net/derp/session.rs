@@ -21,7 +21,7 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the reader waits for room in the event channel, before it drops a batch: a relay cuts off who doesn't read
 /// for 2 s.
 const INBOUND_PATIENCE: Duration = Duration::from_millis(100);
-/// How long the answer to our own ping may take, as magicsock has it after a change of the network.
+/// How long nothing may come after our own ping, as magicsock has it after a change of the network.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long TLS may take to say goodbye.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
@@ -76,7 +76,8 @@ async fn read(
         unread.reserve(READ_LEN);
         match timeout(derp::READ_TIMEOUT, stream.read_buf(unread)).await {
             Ok(Ok(0)) => return DerpFailure::Closed,
-            Ok(Ok(_)) => {}
+            // Whatever it is: behind a full send buffer our question may stand for longer than its answer may take.
+            Ok(Ok(_)) => outbound.handle_sign_of_life(),
             Ok(Err(error)) => return error.into(),
             Err(_) => return DerpFailure::Silent,
         }
@@ -99,12 +100,8 @@ async fn handle_frames(decoder: &mut Decoder, outbound: &Outbound, reporter: &Re
             }
             Some(Frame::PeerGone { peer, reason }) => DerpEventKind::PeerGone { peer, reason },
             Some(Frame::Health(problem)) => DerpEventKind::Health(derp::health_text(problem)),
-            Some(Frame::Pong(_)) => {
-                outbound.handle_pong();
-                continue;
-            }
             Some(Frame::Restarting { reconnect_in, try_for }) => DerpEventKind::Restarting { reconnect_in, try_for },
-            // Keep-alives have done their work by being read; the rest isn't for nodes.
+            // Keep-alives and pongs have done their work by being read; the rest isn't for nodes.
             Some(_) => continue,
         };
         deliver(std::mem::take(&mut packets), outbound, reporter).await;

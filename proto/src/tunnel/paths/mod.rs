@@ -41,6 +41,9 @@ const UPGRADE_EVERY: Duration = Duration::from_secs(60);
 const GOOD_ENOUGH: Duration = Duration::from_millis(5);
 /// The peer's wish to be pinged is heeded no more often than this; each costs a ping to every address.
 const CALL_INTERVAL: Duration = Duration::from_millis(50);
+/// How many more calls are heeded within that time, for the addresses that are new in them: our peer's STUN servers of either
+/// family answer one after the other.
+const MAX_CORRECTIONS: u8 = 4;
 /// Addresses that one peer may have; a node with many interfaces behind a hard NAT has some twenty.
 const MAX_CANDIDATES: usize = 64;
 /// Pings under way at a time: all candidates twice.
@@ -161,6 +164,8 @@ pub struct Paths {
     last_called: Option<Instant>,
     /// When we last did as the peer asked.
     last_heeded: Option<Instant>,
+    /// How many calls put that one right.
+    corrections: u8,
     heartbeat_at: Option<Instant>,
     search: Option<Search>,
 }
@@ -179,6 +184,7 @@ impl Paths {
             last_full_ping: None,
             last_called: None,
             last_heeded: None,
+            corrections: 0,
             heartbeat_at: None,
             search: None,
         }
@@ -280,7 +286,16 @@ impl Paths {
         }
         if is_due(self.last_heeded, now, CALL_INTERVAL) {
             self.last_heeded = Some(now);
+            self.corrections = 0;
             self.ping_candidates(now, Duration::ZERO, rng);
+        } else if self.corrections < MAX_CORRECTIONS {
+            // The call before it is put right, as happens when STUN answers: what is new in it can't wait.
+            self.corrections += 1;
+            let new = self.candidates.iter().filter(|(_, candidate)| candidate.called && candidate.last_ping.is_none());
+            let new: Vec<SocketAddr> = new.map(|(address, _)| *address).collect();
+            for address in new {
+                self.ping(now, Via::Udp(address), rng);
+            }
         }
     }
 
