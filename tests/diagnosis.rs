@@ -8,5 +8,7 @@ mod lab;
 mod netcheck;
 #[path = "diagnosis/paths.rs"]
 mod paths;
+#[path = "diagnosis/quiet.rs"]
+mod quiet;
 #[path = "diagnosis/tailnet.rs"]
 mod tailnet;

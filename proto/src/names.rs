@@ -25,7 +25,7 @@ const SUBDOMAIN_RESOLVE: &str = "dns-subdomain-resolve";
 #[non_exhaustive]
 pub enum NameError {
     /// No node of the tailnet has it.
-    #[error("no node of the tailnet is called \"{0}\"; `nixtail status` lists them")]
+    #[error("no node of the tailnet is called \"{0}\"")]
     Unknown(String),
     /// A node has it, and no address that we could reach.
     #[error("\"{0}\" has no address that this node could reach")]

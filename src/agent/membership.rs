@@ -1,7 +1,7 @@
 //! What joins control and the dataplane: netmaps go one way, what this node learned of itself the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::{BoxFuture, FutureExt as _, OptionFuture};
 use nixtail_proto::netmap::{DerpRegions, Netmap};
@@ -12,6 +12,7 @@ use super::status::State;
 use crate::control::{Control, ControlError, ControlStatus, Update};
 use crate::net::dataplane::{Command, Facts};
 use crate::net::stun_servers;
+use crate::report::told::{Change, MOMENT, Told};
 
 /// Orders that wait. There are few of them.
 const ORDERS: usize = 8;
@@ -50,6 +51,7 @@ impl Membership {
             state: state_sender,
             told: told_sender,
             refused: refused_sender,
+            link: Told::default(),
             known_relays: None,
             resolving: None.into(),
         };
@@ -98,6 +100,38 @@ impl Membership {
     }
 }
 
+/// Whether there is a map stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Link {
+    Up,
+    /// Why there is none.
+    Down(String),
+}
+
+impl Link {
+    fn of(status: &ControlStatus) -> Self {
+        match (status.connected_since, &status.last_error) {
+            (None, Some(why)) => Self::Down(why.clone()),
+            _ => Self::Up,
+        }
+    }
+}
+
+/// The log has that control is lost and that it is back; that it was there at the start goes without saying.
+fn tell(change: &Change<Link>) {
+    let more = change.more();
+    match (&change.before, &change.state) {
+        (None, Link::Up) => {}
+        (Some(_), Link::Up) => tracing::info!(target: MOMENT, "control is back{more}"),
+        (None | Some(Link::Up), Link::Down(why)) => {
+            tracing::warn!(target: MOMENT, "control is lost, peers stay reachable: {why}{more}");
+        }
+        (Some(Link::Down(_)), Link::Down(why)) => {
+            tracing::warn!(target: MOMENT, "control is still lost: {why}{more}");
+        }
+    }
+}
+
 struct Task {
     control: Control,
     commands: mpsc::Sender<Command>,
@@ -107,6 +141,7 @@ struct Task {
     state: watch::Sender<State>,
     told: watch::Sender<bool>,
     refused: watch::Sender<Option<String>>,
+    link: Told<Link>,
     known_relays: Option<Arc<DerpRegions>>,
     // The look-up of the newest DERP map's STUN servers.
     resolving: OptionFuture<BoxFuture<'static, Vec<(RegionId, std::net::SocketAddr)>>>,
@@ -120,6 +155,7 @@ impl Task {
         let mut status = self.control.status();
         let mut is_refused = false;
         loop {
+            let told_again = self.link.poll_timeout();
             tokio::select! {
                 order = orders.recv() => match order {
                     Some(Order::SshHostKeys(keys)) => {
@@ -158,13 +194,19 @@ impl Task {
                 () = acknowledgements.next() => self.look_whether_told(),
                 Ok(()) = status.changed() => {
                     let status = status.borrow_and_update().clone();
-                    if let Some(reason) = status.refused {
+                    if let Some(reason) = status.refused.clone() {
                         is_refused = true;
                         self.handle_refusal(reason).await;
                     } else {
                         let is_connected = status.connected_since.is_some();
                         self.state.send_replace(if is_connected { State::Running } else { State::ControlLost });
+                        self.link.set(Instant::now(), Link::of(&status)).iter().for_each(tell);
+                        // A dataplane that is gone has no home to keep.
+                        let _ = self.commands.send(Command::HasControl(is_connected)).await;
                     }
+                }
+                () = tokio::time::sleep_until(told_again.unwrap_or_else(Instant::now).into()), if told_again.is_some() => {
+                    self.link.poll(Instant::now()).iter().for_each(tell);
                 }
                 Some(servers) = &mut self.resolving => {
                     self.resolving = None.into();
@@ -191,6 +233,7 @@ impl Task {
 
     /// A node that control won't have mustn't go by the last policy that it heard: no peers, and nobody is let in.
     async fn handle_refusal(&mut self, reason: String) {
+        tracing::error!(target: MOMENT, "this node is off the tailnet: {reason}");
         self.state.send_replace(State::Refused);
         self.refused.send_replace(Some(reason));
         let self_node = self.published.borrow().as_ref().map(|netmap| netmap.self_node.clone()).unwrap_or_default();

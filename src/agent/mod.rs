@@ -37,11 +37,11 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, DIAL_DEADLINE, JOIN_DEADLINE, LEAVE_DEADLINE};
 pub use error::{DialError, JoinError, LeaveError, ListenError, PingError};
 pub use stages::{Stage, StageTime, Stages};
-pub use status::{OwnNode, Path, Peer, PingKind, Pong, State, Status};
+pub use status::{Network, OwnNode, Path, Peer, PingKind, Pong, State, Status};
 pub use stream::{Listener, Stream};
 
 use crate::control::{Control, ControlConfig};
-use crate::net::dataplane::{Command, Dataplane, Facts, Setup};
+use crate::net::dataplane::{Command, Dataplane, Facts, PongFact, Setup};
 use membership::Membership;
 
 /// How long a join waits for a relay where peers may be reached directly, too: a relay that is there answers within a
@@ -243,20 +243,31 @@ impl Agent {
             PingKind::Tsmp => node::PingKind::Tsmp,
             PingKind::Icmp => node::PingKind::Icmp,
         };
-        let (reply, answer) = oneshot::channel();
-        if !self.inner.dataplane.send(Command::Ping { peer, kind, reply }).await {
-            return Err(PingError::NotRunning);
-        }
-        match tokio::time::timeout(deadline, answer).await {
-            Ok(Ok(Ok(pong))) => Ok(Pong {
+        let asked = tokio::time::timeout(deadline, self.ask(peer, kind)).await;
+        let silent = || PingError::Silent { host: host.to_owned(), after: deadline };
+        match asked.map_err(|_| silent())?.ok_or(PingError::NotRunning)? {
+            Ok(pong) => Ok(Pong {
                 name: self.peer_name(&peer).unwrap_or_else(|| host.to_owned()),
                 address,
                 latency_ms: pong.latency.as_secs_f64() * 1e3,
                 path: pong.path.into(),
             }),
-            Ok(Ok(Err(failure))) => Err(PingError::Failed { host: host.to_owned(), reason: failure.to_string() }),
-            Ok(Err(_)) => Err(PingError::NotRunning),
-            Err(_) => Err(PingError::Silent { host: host.to_owned(), after: deadline }),
+            Err(error) => Err(PingError::Failed { host: host.to_owned(), reason: error.to_string() }),
+        }
+    }
+
+    /// Asks a peer until it answers, or can't be asked. `None`: the dataplane has ended.
+    async fn ask(&self, peer: NodePublic, kind: node::PingKind) -> Option<Result<PongFact, node::PingError>> {
+        loop {
+            let (reply, answer) = oneshot::channel();
+            if !self.inner.dataplane.send(Command::Ping { peer, kind, reply }).await {
+                return None;
+            }
+            match answer.await.ok()? {
+                // Whoever asks here may have more patience than the node.
+                Err(node::PingError::TimedOut) => {}
+                answered => return Some(answered),
+            }
         }
     }
 
@@ -330,6 +341,7 @@ impl Agent {
             relays: facts.connected_regions,
             key_ends_in_s: time_left(&netmap, crate::control::clock()).map(|left| left.as_secs()),
             clock_offset_s: netmap.clock_offset,
+            network: facts.net_info.map(Into::into),
         }
     }
 
@@ -474,6 +486,7 @@ fn describe(peer: &tailcfg::Node, known: Option<&node::PeerStatus>) -> Peer {
         tags: peer.tags.clone(),
         online: peer.online,
         path: known.map_or(Path::None, |known| known.path.into()),
+        active: known.is_some_and(|known| known.is_active),
         rtt_ms: known.and_then(|known| known.rtt).map(|rtt| rtt.as_secs_f64() * 1e3),
         bytes_sent: known.map_or(0, |known| known.bytes_sent),
         bytes_received: known.map_or(0, |known| known.bytes_received),

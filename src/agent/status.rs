@@ -1,9 +1,10 @@
 //! What an agent says of itself and its peers.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use nixtail_proto::key::NodePublic;
-use nixtail_proto::tailcfg::RegionId;
+use nixtail_proto::tailcfg::{NetInfo, RegionId};
 use serde::{Deserialize, Serialize};
 
 use super::stages::StageTime;
@@ -36,6 +37,35 @@ pub struct Status {
     /// Seconds that control's clock is before ours, where it differs by more than what answers take.
     #[serde(default)]
     pub clock_offset_s: i64,
+    /// What the network is like, by its last look; `None` before the first.
+    #[serde(default)]
+    pub network: Option<Network>,
+}
+
+/// What the network is like, as the agent sees it on its way to relays. `nixtail netcheck` looks anew, and at more.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Network {
+    /// Whether anything comes back over UDP.
+    pub udp: Option<bool>,
+    /// Whether anything comes back over IPv6.
+    pub ipv6: Option<bool>,
+    /// Whether the NAT gives each destination another address of ours; unknown where fewer than two servers answered.
+    pub mapping_varies: Option<bool>,
+    /// The best round trip of the last minutes to each region that answered over UDP, in milliseconds.
+    pub latencies_ms: BTreeMap<RegionId, f64>,
+}
+
+impl From<NetInfo> for Network {
+    fn from(info: NetInfo) -> Self {
+        let region = |key: &str| key.split('-').next()?.parse().ok();
+        let times = info.derp_latency.iter();
+        Self {
+            udp: info.working_udp,
+            ipv6: info.working_ipv6,
+            mapping_varies: info.mapping_varies_by_dest_ip,
+            latencies_ms: times.filter_map(|(key, seconds)| Some((region(key)?, seconds * 1e3))).collect(),
+        }
+    }
 }
 
 /// Where an agent is in its life.
@@ -86,8 +116,11 @@ pub struct Peer {
     pub tags: Vec<String>,
     /// Whether control sees it, where control says.
     pub online: Option<bool>,
-    /// Over which path packets to it go now.
+    /// Over which path packets to it go; where none went lately, over which the last ones did.
     pub path: Path,
+    /// Whether packets were sent to it in the last 45 s.
+    #[serde(default)]
+    pub active: bool,
     /// Round-trip time of that path in milliseconds, as last measured.
     pub rtt_ms: Option<f64>,
     /// Bytes sent to it through the tunnel.

@@ -163,7 +163,7 @@ fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
 
 fn start_log(verbose: u8) {
     let default = match verbose {
-        0 => "warn",
+        0 => "warn,nixtail::moment=info",
         1 => "nixtail=info,nixtail_proto=info,warn",
         2 => "nixtail=debug,nixtail_proto=debug,info",
         _ => "trace",

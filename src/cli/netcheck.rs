@@ -1,5 +1,7 @@
 //! `nixtail netcheck`: what the network lets through, and which relay is near.
 
+use std::net::SocketAddr;
+
 use nixtail_proto::proxy::Proxies;
 use serde::Serialize;
 
@@ -8,7 +10,7 @@ use super::relay_map::{self, RelayMap};
 use super::socket::SocketArgs;
 use super::{print, print_json};
 use crate::local::SCHEMA;
-use crate::net::survey::{Surveyed, SurveyedRegion, survey};
+use crate::net::survey::{Silence, Surveyed, SurveyedRegion, survey};
 use crate::report::table::{Column, Table};
 use crate::report::terminal::Terminal;
 use crate::report::words::round_trip;
@@ -68,8 +70,11 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
 
 fn lines(source: &str, surveyed: &Surveyed, terminal: &Terminal) -> Vec<String> {
     let row = |name: &str, words: &str| format!("{name:<9}{words}");
-    let family = |seen: Option<std::net::SocketAddr>| {
-        seen.map_or_else(|| "no answer".to_owned(), |seen| format!("works; others see this machine as {seen}"))
+    let family = |seen: Option<SocketAddr>, silence: Option<Silence>| match (seen, silence) {
+        (Some(seen), _) => format!("works; others see this machine as {seen}"),
+        (None, Some(Silence::Unasked)) => "not asked: no relay has such an address".to_owned(),
+        (None, Some(Silence::NoAddress)) => "no: this machine has no such address".to_owned(),
+        (None, _) => "no answer".to_owned(),
     };
     let nearest = surveyed.nearest_region().map_or_else(
         || "unknown: none answered".to_owned(),
@@ -79,8 +84,8 @@ fn lines(source: &str, surveyed: &Surveyed, terminal: &Terminal) -> Vec<String> 
     );
     let mut lines = vec![
         row("UDP", if surveyed.udp { "works" } else { "no answer: peers are reached through relays only" }),
-        row("IPv4", &family(surveyed.ipv4)),
-        row("IPv6", &family(surveyed.ipv6)),
+        row("IPv4", &family(surveyed.ipv4, surveyed.ipv4_silence)),
+        row("IPv6", &family(surveyed.ipv6, surveyed.ipv6_silence)),
         row("NAT", nat(surveyed)),
         row("proxy", surveyed.proxy.as_deref().unwrap_or("none")),
         row("nearest", &nearest),
@@ -159,7 +164,9 @@ mod tests {
         let surveyed = Surveyed {
             udp: true,
             ipv4: Some("192.0.2.1:7".parse().unwrap()),
+            ipv4_silence: None,
             ipv6: None,
+            ipv6_silence: Some(Silence::NoAddress),
             mapping_varies: Some(false),
             nearest: Some(2),
             proxy: None,
@@ -172,6 +179,7 @@ mod tests {
         };
         let lines = lines("a test", &surveyed, &Terminal::NONE);
         assert!(lines.contains(&"IPv4     works; others see this machine as 192.0.2.1:7".to_owned()), "{lines:?}");
+        assert!(lines.contains(&"IPv6     no: this machine has no such address".to_owned()), "{lines:?}");
         assert!(lines.contains(&"nearest  r2, region 2 (8.0 ms)".to_owned()), "{lines:?}");
         let codes: Vec<_> = lines[9..].iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
         assert_eq!(codes, ["r2", "r3", "r4", "r1", "way"], "{lines:?}");
@@ -182,7 +190,9 @@ mod tests {
         let mut surveyed = Surveyed {
             udp: false,
             ipv4: None,
+            ipv4_silence: Some(Silence::NoAnswer),
             ipv6: None,
+            ipv6_silence: Some(Silence::Unasked),
             mapping_varies: None,
             nearest: None,
             proxy: None,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{print, socket::SocketArgs};
 use crate::agent::{Path, PingKind, Pong};
+use crate::local::SCHEMA;
 use crate::report::words::duration;
 use crate::report::{Exit, Failure, plain};
 
@@ -31,6 +32,9 @@ pub(super) struct Args {
     /// Stop as soon as the path is direct; fail if it never is.
     #[arg(long)]
     until_direct: bool,
+    /// Print each answer as a line of JSON; its keys are stable under one `schema` number.
+    #[arg(long)]
+    json: bool,
     /// Seconds to wait for each answer.
     #[arg(long, default_value_t = 5.0, value_name = "SECONDS")]
     timeout: f64,
@@ -44,6 +48,16 @@ pub(super) struct Question {
     pub(super) host: String,
     pub(super) kind: PingKind,
     pub(super) timeout_ms: u64,
+}
+
+/// What `--json` prints of each answer.
+#[derive(Serialize)]
+struct Printed<'a> {
+    schema: u32,
+    /// Which ping it answers, from 1.
+    number: u32,
+    #[serde(flatten)]
+    pong: &'a Pong,
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
@@ -64,10 +78,16 @@ pub(super) fn run(args: &Args) -> Result<(), Failure> {
         match client.post::<Pong>("/ping", &question, timeout + ANSWER_TIME) {
             Ok(pong) => {
                 answered = true;
-                if let Some(line) = change(path.replace(pong.path), pong.path, started.elapsed()) {
-                    print(&line)?;
+                let before = path.replace(pong.path);
+                if args.json {
+                    let line = serde_json::to_string(&Printed { schema: SCHEMA, number, pong: &pong });
+                    print(&line.map_err(|error| Failure::new(Exit::General, error))?)?;
+                } else {
+                    if let Some(line) = change(before, pong.path, started.elapsed()) {
+                        print(&line)?;
+                    }
+                    show(&pong)?;
                 }
-                show(&pong)?;
                 if args.until_direct && matches!(pong.path, Path::Direct { .. }) {
                     return Ok(());
                 }

@@ -270,7 +270,7 @@ impl Keeper {
             }
             self.client = None;
             let text = error.to_string();
-            tracing::warn!("control is lost, peers stay reachable: {text}");
+            tracing::debug!(error = text, "the map stream ended");
             self.status.send_modify(|status| {
                 status.connected_since = None;
                 status.refused = is_final.then(|| text.clone());
@@ -305,9 +305,6 @@ impl Keeper {
         let on_message = || {
             status.send_if_modified(|status| {
                 let is_new = status.connected_since.is_none();
-                if is_new && status.last_error.is_some() {
-                    tracing::info!("control is back");
-                }
                 status.connected_since.get_or_insert_with(SystemTime::now);
                 is_new
             });

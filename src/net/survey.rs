@@ -16,6 +16,7 @@ use rand::rngs::StdRng;
 use serde::Serialize;
 
 use super::derp;
+use super::interfaces::local_endpoints;
 use super::socket::{ReceiveBuffers, Sockets};
 use super::stun_servers;
 use crate::report::plain;
@@ -27,8 +28,12 @@ pub(crate) struct Surveyed {
     pub(crate) udp: bool,
     /// As what others see this machine over IPv4.
     pub(crate) ipv4: Option<SocketAddr>,
+    /// Why that isn't known.
+    pub(crate) ipv4_silence: Option<Silence>,
     /// As what others see this machine over IPv6.
     pub(crate) ipv6: Option<SocketAddr>,
+    /// Why that isn't known.
+    pub(crate) ipv6_silence: Option<Silence>,
     /// Whether the NAT gives each destination another address of ours; unknown where fewer than two servers answered.
     pub(crate) mapping_varies: Option<bool>,
     /// The region that would be home.
@@ -37,6 +42,18 @@ pub(crate) struct Surveyed {
     pub(crate) proxy: Option<String>,
     /// Each region of the DERP map, by number.
     pub(crate) regions: Vec<SurveyedRegion>,
+}
+
+/// Why nothing came back by one family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Silence {
+    /// No relay has an address of it, so none was asked.
+    Unasked,
+    /// This machine has no address of it.
+    NoAddress,
+    /// None of those that were asked answered.
+    NoAnswer,
 }
 
 /// What was found of a region.
@@ -91,10 +108,20 @@ pub(crate) async fn survey(regions: &DerpRegions, proxies: &Proxies) -> Surveyed
             relay_error: relay.and_then(|relay| relay.as_ref().err()).map(|error| plain(&error.to_string())),
         }
     };
+    // Their ports don't matter.
+    let own = local_endpoints(Some(1), Some(1));
+    let silence = |ipv4: bool, seen: Option<SocketAddr>| match seen {
+        Some(_) => None,
+        None if servers.iter().all(|(_, server)| server.is_ipv4() != ipv4) => Some(Silence::Unasked),
+        None if own.iter().all(|address| address.is_ipv4() != ipv4) => Some(Silence::NoAddress),
+        None => Some(Silence::NoAnswer),
+    };
     Surveyed {
         udp: findings.udp(),
         ipv4: findings.ipv4,
+        ipv4_silence: silence(true, findings.ipv4),
         ipv6: findings.ipv6,
+        ipv6_silence: silence(false, findings.ipv6),
         mapping_varies: findings.mapping_varies,
         nearest: findings.nearest(regions, &reached),
         proxy: proxy(regions, proxies),

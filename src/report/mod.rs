@@ -5,6 +5,7 @@ pub mod summary;
 pub mod table;
 pub mod terminal;
 mod text;
+pub(crate) mod told;
 pub mod words;
 
 pub use failure::{Exit, Failure};

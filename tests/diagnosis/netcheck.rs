@@ -1,5 +1,6 @@
 //! `nixtail netcheck` where all is well, without UDP, without relays, and without anything.
 
+use std::net::{TcpListener, UdpSocket};
 use std::time::{Duration, Instant};
 
 use nixtail_devnet::RELAY_REGION;
@@ -15,6 +16,7 @@ fn netcheck_goes_by_the_running_agents_relays() {
     assert_eq!((&report["udp"], &report["nearest"]), (&true.into(), &RELAY_REGION.into()), "{report}");
     assert!(report["ipv4"].as_str().is_some_and(|seen| seen.starts_with("127.0.0.1:")), "{report}");
     assert_eq!((&report["ipv6"], &report["mapping_varies"]), (&().into(), &().into()), "one server, of IPv4: {report}");
+    assert_eq!((&report["ipv4_silence"], &report["ipv6_silence"]), (&().into(), &"unasked".into()), "{report}");
     let region = &report["regions"][0];
     assert_eq!((&region["id"], &region["code"]), (&RELAY_REGION.into(), &"devnet".into()));
     assert!(region["udp_ms"].as_f64().is_some_and(|time| time < 1000.0), "{report}");
@@ -87,4 +89,42 @@ fn where_udp_is_silent_the_relay_is_tried_by_tcp() {
     assert_eq!(output.status.code(), Some(69), "{said}");
     assert!(said.contains("not reached") && said.contains("unknown: none answered"), "{said}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("let TCP 443 to the relays out"), "{output:?}");
+}
+
+#[test]
+fn a_dead_region_and_a_family_that_is_a_black_hole_stall_nothing() {
+    let tailnet = Tailnet::start();
+    let mut map = tailnet.derp_map();
+    // What goes to these vanishes: requests, and the first bytes on a connection that was taken.
+    let (dead_stun, dead_relay) = (UdpSocket::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
+    let alive = &mut map["Regions"][RELAY_REGION.to_string()]["Nodes"][0];
+    let stun_port = u16::try_from(alive["STUNPort"].as_u64().unwrap()).unwrap();
+    // A machine without IPv6 is a black hole of its own.
+    let dead_family = UdpSocket::bind(("::1", stun_port));
+    alive["IPv6"] = "::1".into();
+    let node = |name: &str, address: &str| {
+        serde_json::json!({"Name": name, "HostName": name, "IPv4": address, "IPv6": "none",
+            "STUNPort": dead_stun.local_addr().unwrap().port(), "DERPPort": dead_relay.local_addr().unwrap().port()})
+    };
+    for (id, node) in [(7, node("127.0.0.1", "127.0.0.1")), (8, node("relay.invalid", ""))] {
+        map["Regions"][id.to_string()] = serde_json::json!({"RegionID": id, "RegionCode": "dead", "Nodes": [node]});
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("derp.json");
+    std::fs::write(&file, map.to_string()).unwrap();
+
+    let begun = Instant::now();
+    let output = run(tailnet.without_agent(&["netcheck", "--json", "--derp-map", file.to_str().unwrap()]));
+    let took = begun.elapsed();
+    let report = json(&output);
+    assert_eq!((output.status.code(), &report["udp"], &report["nearest"]), (Some(0), &true.into(), &900.into()));
+    assert!(report["ipv4"].is_string() && report["ipv6"].is_null(), "{report:#}");
+    let region = |id: u64| report["regions"].as_array().unwrap().iter().find(|region| region["id"] == id).unwrap();
+    assert!(region(900)["udp_ms"].is_f64() && region(900)["relay_ms"].is_f64(), "{report:#}");
+    for id in [7, 8] {
+        assert!(region(id)["udp_ms"].is_null() && region(id)["relay_error"].is_string(), "{report:#}");
+    }
+    assert!(region(8)["relay_error"].as_str().unwrap().contains("looking up"), "{report:#}");
+    assert!(took < Duration::from_secs(40), "{took:?}");
+    drop((dead_family, dead_stun, dead_relay));
 }

@@ -1,5 +1,7 @@
 //! A devnet beside the test's own thread, and commands that are run by it.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::process::{Command, Output};
 
 use nixtail_devnet::{AuthKeyOptions, Config, Devnet, Policy};
@@ -28,6 +30,17 @@ impl Tailnet {
 
     pub(crate) fn devnet(&self) -> &Devnet {
         self.devnet.as_ref().unwrap()
+    }
+
+    /// Its DERP map, as JSON.
+    pub(crate) fn derp_map(&self) -> Value {
+        let url = self.devnet().url();
+        let mut stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+        stream.write_all(b"GET /derpmap/default HTTP/1.1\r\nHost: devnet\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap()
     }
 
     /// An agent that is on it.

@@ -76,16 +76,26 @@ impl History {
         known.into_iter().take(NEAREST).map(|(_, region)| region).chain(home).collect()
     }
 
-    /// The home region from now on, given what it is. `None` only without candidates.
-    pub(super) fn choose(&self, candidates: &BTreeMap<RegionId, f64>, home: Option<RegionId>) -> Option<RegionId> {
+    /// The home region from now on, given what it is. Where no region answers over UDP, `relays` decides, what is known of
+    /// them over TCP. `is_heard`: home's relay is there, and stays home if it once answered. `None` only without candidates.
+    pub(super) fn choose(
+        &self,
+        candidates: &BTreeMap<RegionId, f64>,
+        home: Option<RegionId>,
+        relays: &BTreeMap<RegionId, Duration>,
+        is_heard: bool,
+    ) -> Option<RegionId> {
         let home = home.filter(|home| candidates.contains_key(home));
-        let answering = self.scored(candidates).filter(|(_, region)| self.latest(*region).is_some());
-        let Some((best, nearest)) = answering.min() else {
+        let by_udp = self.scored(candidates).filter(|(_, region)| self.latest(*region).is_some()).min();
+        let by_relay = || scored(candidates, relays).min();
+        let Some((best, nearest)) = by_udp.or_else(by_relay) else {
             return home.or_else(|| self.guess(candidates));
         };
-        let current = |home| Some((home, scale(self.latest(home)?, *candidates.get(&home)?)));
+        let known = |home| if by_udp.is_some() { self.latest(home) } else { relays.get(&home).copied() };
+        let current = |home| Some((home, scale(known(home)?, *candidates.get(&home)?)));
         let Some((home, current)) = home.and_then(current) else {
-            return Some(nearest);
+            let is_there = |home: &RegionId| is_heard && self.latencies().contains_key(home);
+            return home.filter(is_there).or(Some(nearest));
         };
         let stays = best.saturating_add(MIN_GAIN) > current || best > current.mul_f64(MIN_GAIN_RATIO);
         Some(if stays { home } else { nearest })
@@ -93,8 +103,7 @@ impl History {
 
     /// Best latencies times control's factors.
     fn scored(&self, candidates: &BTreeMap<RegionId, f64>) -> impl Iterator<Item = (Duration, RegionId)> {
-        let latencies = self.latencies();
-        candidates.iter().filter_map(move |(id, score)| Some((scale(*latencies.get(id)?, *score), *id)))
+        scored(candidates, &self.latencies()).collect::<Vec<_>>().into_iter()
     }
 
     /// A region's latency now. `None` when it no longer answers.
@@ -106,6 +115,13 @@ impl History {
     fn guess(&self, candidates: &BTreeMap<RegionId, f64>) -> Option<RegionId> {
         candidates.keys().copied().max_by_key(|region| mix(self.seed ^ u64::from(*region)))
     }
+}
+
+fn scored(
+    candidates: &BTreeMap<RegionId, f64>,
+    latencies: &BTreeMap<RegionId, Duration>,
+) -> impl Iterator<Item = (Duration, RegionId)> {
+    candidates.iter().filter_map(move |(id, score)| Some((scale(*latencies.get(id)?, *score), *id)))
 }
 
 /// A latency times a factor, without overflow whatever the factor.

@@ -3,7 +3,7 @@
 //! Rounds of STUN requests go to the regions' relays from the socket that carries the packets, so that the addresses
 //! that come back are those at which peers may reach us. The policy is our own where Go's would stall: a round ends with
 //! the first answer of every region, or after twice the best latency, or when nobody answered for a second; and a map
-//! with one region has a home at once.
+//! with one region has a home at once. Where UDP reaches no region, they are measured over TCP.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -16,12 +16,14 @@ use crate::stun;
 use crate::tailcfg::{DerpRegion, RegionId};
 
 mod home;
+mod relay_times;
 mod round;
 mod survey;
 #[cfg(test)]
 mod tests;
 
 use home::History;
+use relay_times::RelayTimes;
 use round::Round;
 pub use survey::{Findings, Survey};
 
@@ -45,6 +47,10 @@ const MAX_SERVERS: usize = 256;
 const MAX_ENDPOINTS_OF_FAMILY: usize = 3;
 /// After how many rounds that didn't see a mapped address it is dropped.
 const ENDPOINT_ROUNDS: u32 = 2;
+/// So many rounds without an answer, and a home that was chosen by UDP is looked at anew: one may lose its answers.
+const SILENT_ROUNDS: u32 = 2;
+/// A relay that sent something so lately is there, whatever STUN says (netcheck's `PreferredDERPFrameTime`).
+const HEARD_LATELY: Duration = Duration::from_secs(8);
 
 /// What has been found out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +59,9 @@ pub enum Event {
     Home(RegionId),
     /// Our mapped addresses (`EndpointType::Stun`) are other ones than before.
     Endpoints(Vec<SocketAddr>),
+    /// No region answers over UDP: the round trip to the relays of these is to be measured over TCP, and told by
+    /// [`Netcheck::handle_relay_time`], whether it came to anything or not.
+    MeasureRelays(Vec<RegionId>),
     /// A round ended: [`Netcheck::report`] is up to date.
     Report,
 }
@@ -88,6 +97,13 @@ pub struct Netcheck {
     last_full_round: Option<Instant>,
     next_round: Option<Instant>,
     rounds: u32,
+    /// How many rounds in a row nobody answered.
+    silent_rounds: u32,
+    relay_times: RelayTimes,
+    /// When the home region's relay last sent something.
+    home_heard: Option<Instant>,
+    /// Whether control can be told of another home.
+    has_control: bool,
     active: bool,
     /// Mapped addresses: the number of the round that saw them last, and the latency of the server that did. Its size
     /// is bounded by the servers of two rounds.
@@ -112,6 +128,10 @@ impl Netcheck {
             last_full_round: None,
             next_round: None,
             rounds: 0,
+            silent_rounds: 0,
+            relay_times: RelayTimes::default(),
+            home_heard: None,
+            has_control: true,
             active: false,
             endpoints: BTreeMap::new(),
             told_endpoints: Vec::new(),
@@ -142,8 +162,10 @@ impl Netcheck {
         self.candidates = candidates;
         self.history.retain(|region| self.candidates.contains_key(&region));
         self.failing.retain(|region, _| self.candidates.contains_key(region));
+        // Those that are new were never measured.
+        self.relay_times = RelayTimes::default();
         if self.candidates.len() == 1 || self.report.home.is_some() {
-            self.choose_home();
+            self.choose_home(now);
         }
         self.start(now, true, rng);
     }
@@ -175,7 +197,7 @@ impl Netcheck {
         if network_works && self.candidates.contains_key(&region) {
             self.failing.insert(region, now + FAILING_FOR);
             if self.report.home == Some(region) {
-                self.choose_home();
+                self.choose_home(now);
             }
         }
     }
@@ -191,7 +213,34 @@ impl Netcheck {
         }
     }
 
-    /// Begins a round at once: the socket was rebound, the network changed, or a peer is to be told fresh endpoints.
+    /// Begins a round at once: this is another network than before.
+    pub fn handle_network_changed(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.relay_times = RelayTimes::default();
+        self.start(now, false, rng);
+    }
+
+    /// Says whether control can be told things. While it can't, home stays: peers wouldn't learn of another one.
+    pub fn handle_control(&mut self, now: Instant, connected: bool) {
+        if !std::mem::replace(&mut self.has_control, connected) && connected {
+            self.choose_home(now);
+        }
+    }
+
+    /// A relay sent something. Where that is home, it stays home for now even if its STUN server is silent.
+    pub fn handle_relay_heard(&mut self, now: Instant, region: RegionId) {
+        if self.report.home == Some(region) {
+            self.home_heard = Some(now);
+        }
+    }
+
+    /// Takes what [`Event::MeasureRelays`] asked for: a region's round trip, or that it can't be reached.
+    pub fn handle_relay_time(&mut self, now: Instant, region: RegionId, time: Option<Duration>) {
+        if self.relay_times.handle(now, region, time) {
+            self.choose_home(now);
+        }
+    }
+
+    /// Begins a round at once: a peer is to be told fresh endpoints.
     pub fn refresh(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         self.start(now, false, rng);
     }
@@ -224,7 +273,10 @@ impl Netcheck {
             self.finish_if_done(now, rng);
         } else if self.report.udp == Some(false) || self.history.home_is_guess(self.report.home) {
             // Too late for its round, but the first thing that we know.
-            self.finish(rng);
+            self.finish(now, rng);
+        } else if self.take_findings() {
+            // The slower family, or another view of us.
+            self.events.push_back(Event::Report);
         }
         true
     }
@@ -235,6 +287,9 @@ impl Netcheck {
             round.handle_timeout(now, rng, &mut self.transmits);
         }
         self.finish_if_done(now, rng);
+        if self.relay_times.handle_timeout(now) {
+            self.choose_home(now);
+        }
         if self.next_round.is_some_and(|next| next <= now) {
             let full = self.last_full_round.is_none_or(|last| now.saturating_duration_since(last) >= FULL_INTERVAL);
             self.start(now, full, rng);
@@ -255,7 +310,7 @@ impl Netcheck {
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Instant> {
         let round = self.round.as_ref().and_then(Round::poll_timeout);
-        round.into_iter().chain(self.next_round).min()
+        round.into_iter().chain(self.next_round).chain(self.relay_times.poll_timeout()).min()
     }
 
     /// What is known.
@@ -295,19 +350,20 @@ impl Netcheck {
 
     fn finish_if_done(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
         if self.round.as_mut().is_some_and(|round| round.finish_if_done(now)) {
-            self.finish(rng);
+            self.finish(now, rng);
         }
     }
 
-    fn finish(&mut self, rng: &mut dyn CryptoRng) {
-        let Some(round) = &self.round else {
-            return;
-        };
-        self.report.udp = Some(round.answered());
-        (self.report.ipv4, self.report.ipv6) = round.families();
-        self.report.mapping_varies = round.mapping_varies().or(self.report.mapping_varies);
-        self.report.latencies = self.history.latencies();
-        self.choose_home();
+    fn finish(&mut self, now: Instant, rng: &mut dyn CryptoRng) {
+        self.take_findings();
+        if self.report.udp == Some(true) {
+            self.silent_rounds = 0;
+            self.relay_times = RelayTimes::default();
+        } else {
+            self.silent_rounds = self.silent_rounds.saturating_add(1);
+            self.measure_relays(now);
+        }
+        self.choose_home(now);
         let rounds = self.rounds;
         self.endpoints.retain(|_, (seen, _)| rounds.wrapping_sub(*seen) < ENDPOINT_ROUNDS);
         self.tell_endpoints();
@@ -322,14 +378,50 @@ impl Netcheck {
         self.next_round = self.last_round.filter(|_| wanted).map(|last| last + MIN_INTERVAL + jitter);
     }
 
-    fn choose_home(&mut self) {
+    /// Takes over what the round has found so far. Says whether the network is another than it seemed.
+    fn take_findings(&mut self) -> bool {
+        let Some(round) = &self.round else { return false };
+        let (ipv4, ipv6) = round.families();
+        let report = Report {
+            home: self.report.home,
+            udp: Some(round.answered()),
+            ipv4,
+            ipv6,
+            mapping_varies: round.mapping_varies().or(self.report.mapping_varies),
+            latencies: self.history.latencies(),
+        };
+        let before = std::mem::replace(&mut self.report, report);
+        (before.ipv4, before.ipv6, before.mapping_varies) != (ipv4, ipv6, self.report.mapping_varies)
+    }
+
+    /// Has the regions measured over TCP, where there is a choice and none that UDP made.
+    fn measure_relays(&mut self, now: Instant) {
+        let is_lost = self.silent_rounds >= SILENT_ROUNDS || self.history.home_is_guess(self.report.home);
+        if is_lost && self.candidates.len() > 1 && self.relay_times.is_due(now) {
+            self.relay_times.begin(now, self.candidates.keys().copied());
+            self.events.push_back(Event::MeasureRelays(self.candidates.keys().copied().collect()));
+        }
+    }
+
+    fn choose_home(&mut self, now: Instant) {
+        let current = self.report.home.filter(|home| self.candidates.contains_key(home));
+        let is_settled = match current {
+            Some(_) => !self.has_control,
+            // Rather the nearest in a moment than any at once.
+            None => self.report.udp == Some(false) && self.relay_times.is_waiting(),
+        };
+        if is_settled {
+            return;
+        }
+        let is_heard = self.home_heard.is_some_and(|heard| now.saturating_duration_since(heard) < HEARD_LATELY);
         let fit = self.candidates.iter().filter(|(region, _)| !self.failing.contains_key(region));
         let fit: BTreeMap<_, _> = fit.map(|(region, score)| (*region, *score)).collect();
         // Where all fail, one is as good as another.
         let candidates = if fit.is_empty() { &self.candidates } else { &fit };
-        let home = self.history.choose(candidates, self.report.home);
+        let home = self.history.choose(candidates, self.report.home, self.relay_times.known(), is_heard);
         if home != self.report.home {
             self.report.home = home;
+            self.home_heard = None;
             self.events.extend(home.map(Event::Home));
         }
     }

@@ -13,8 +13,7 @@ use crate::tailcfg::RegionId;
 /// When a request to each server is sent, after the round's begin, while it hasn't answered.
 const SCHEDULE: [Duration; 3] = [Duration::ZERO, Duration::from_millis(100), Duration::from_millis(300)];
 /// How long others get at least, after the first answer: on a fast network twice the best is nothing.
-const MIN_GRACE: Duration = Duration::from_millis(50);
-
+pub(super) const MIN_GRACE: Duration = Duration::from_millis(50);
 /// How long a patient round waits for a region that doesn't answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(2);
 /// How long a patient round waits for the other family once every region has answered by one.

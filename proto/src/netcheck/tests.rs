@@ -3,6 +3,7 @@
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 
+use super::relay_times::FIRST_ANSWER_TIMEOUT;
 use super::*;
 use crate::tailcfg::DerpNode;
 
@@ -145,7 +146,7 @@ fn without_any_answer_a_region_is_chosen_and_kept() {
     for seed in 0..40 {
         let mut world = World::new(seed);
         world.netcheck.handle_derp_map(world.now, &map(1..=3), &BTreeMap::new(), &mut world.rng);
-        assert_eq!(world.run(NO_ANSWER_TIMEOUT - MS), 0);
+        assert_eq!(world.run(NO_ANSWER_TIMEOUT + FIRST_ANSWER_TIMEOUT - MS), 0);
         assert_eq!(world.home(), None);
         world.run(MS);
         let home = world.home().unwrap();
@@ -160,7 +161,7 @@ fn without_any_answer_a_region_is_chosen_and_kept() {
 #[test]
 fn the_first_answer_corrects_a_guess() {
     let mut world = World::with(&[0, 0, 0]);
-    world.run(Duration::from_secs(2));
+    world.run(NO_ANSWER_TIMEOUT + FIRST_ANSWER_TIMEOUT);
     let guess = world.home().unwrap();
     let other = guess % 3 + 1;
     let mut latencies = [0; 3];
@@ -174,8 +175,7 @@ fn the_first_answer_corrects_a_guess() {
 fn an_answer_after_the_round_counts_too() {
     let mut world = World::with(&[1200, 1400]);
     world.run(Duration::from_millis(1100));
-    assert_eq!(world.netcheck.report().udp, Some(false));
-    assert!(world.home().is_some());
+    assert_eq!((world.netcheck.report().udp, world.home()), (Some(false), None));
     world.run(Duration::from_millis(100));
     assert_eq!(world.home(), Some(1));
     assert_eq!(world.netcheck.report().udp, Some(true));
@@ -359,4 +359,122 @@ fn where_the_network_is_gone_home_stays() {
     world.netcheck.handle_failing_relay(world.now, 1);
     world.run(Duration::from_secs(60));
     assert_eq!(world.homes(), [1]);
+}
+
+impl World {
+    /// The regions whose relays were to be measured, each time.
+    fn measured<'a>(&'a self) -> Vec<&'a [RegionId]> {
+        let asked = |event: &'a Event| if let Event::MeasureRelays(ids) = event { Some(ids.as_slice()) } else { None };
+        self.events.iter().filter_map(|(_, event)| asked(event)).collect()
+    }
+
+    /// The relays' round trips in milliseconds; 0 can't be reached.
+    fn measure(&mut self, times: &[(RegionId, u32)]) {
+        for (region, time) in times {
+            let time = Some(MS * *time).filter(|time| !time.is_zero());
+            self.netcheck.handle_relay_time(self.now, *region, time);
+        }
+    }
+}
+
+#[test]
+fn without_udp_the_nearest_relay_over_tcp_is_home() {
+    let mut world = World::with(&[0, 0, 0]);
+    world.run(NO_ANSWER_TIMEOUT);
+    assert_eq!((world.measured(), world.home()), (vec![&[1, 2, 3][..]], None));
+    world.run(100 * MS);
+    world.measure(&[(2, 30)]);
+    assert_eq!(world.home(), None, "another one may be as near");
+    world.run(50 * MS);
+    assert_eq!(world.home(), Some(2));
+    // The last answers: one is nearer by little.
+    world.measure(&[(3, 25), (1, 0)]);
+    world.run(Duration::from_secs(200));
+    assert_eq!((world.homes(), world.measured().len()), (vec![2], 1), "asked once in five minutes");
+    // UDP is let through, and tells better.
+    world.set(&[0, 90, 40]);
+    world.run(MAX_INTERVAL);
+    assert_eq!(world.homes(), [2, 3]);
+}
+
+#[test]
+fn a_relay_that_is_far_nearer_takes_over_when_the_last_answer_is_there() {
+    let mut world = World::with(&[0, 0]);
+    world.run(NO_ANSWER_TIMEOUT);
+    world.measure(&[(1, 80)]);
+    world.run(80 * MS);
+    assert_eq!(world.home(), Some(1));
+    world.measure(&[(2, 10)]);
+    world.run(MS);
+    assert_eq!(world.homes(), [1, 2]);
+    world.measure(&[(1, 1), (7, 1)]);
+    assert_eq!(world.home(), Some(2), "an answer that nobody asked for");
+}
+
+#[test]
+fn one_silent_round_measures_nothing_and_two_do() {
+    let mut world = World::with(&[10, 40]);
+    world.netcheck.set_active(world.now, true, &mut world.rng);
+    world.run(Duration::from_secs(2));
+    world.set(&[0, 0]);
+    world.run(MAX_INTERVAL);
+    assert_eq!(world.measured().len(), 0);
+    world.run(MAX_INTERVAL);
+    assert_eq!((world.measured().len(), world.home()), (1, Some(1)));
+    // Home's relay is out of reach by TCP as well.
+    world.measure(&[(1, 0), (2, 50)]);
+    world.run(MS);
+    assert_eq!(world.home(), Some(2));
+}
+
+#[test]
+fn while_control_cannot_be_told_home_stays() {
+    let mut world = World::with(&[10, 40]);
+    world.netcheck.set_active(world.now, true, &mut world.rng);
+    world.run(Duration::from_secs(2));
+    world.netcheck.handle_control(world.now, false);
+    world.set(&[0, 40]);
+    world.run(4 * MAX_INTERVAL);
+    assert_eq!(world.home(), Some(1), "peers would look for us there");
+    world.netcheck.handle_control(world.now, true);
+    world.run(MS);
+    assert_eq!(world.homes(), [1, 2]);
+
+    // Without a home, any is better than none.
+    let mut world = World::new(7);
+    world.netcheck.handle_control(world.now, false);
+    world.netcheck.handle_derp_map(world.now, &map([4]), &BTreeMap::new(), &mut world.rng);
+    assert_eq!(world.home(), Some(4));
+}
+
+#[test]
+fn a_home_whose_relay_still_speaks_is_kept_without_its_stun_server() {
+    let mut world = World::with(&[10, 40]);
+    world.netcheck.set_active(world.now, true, &mut world.rng);
+    world.run(Duration::from_secs(2));
+    world.set(&[0, 40]);
+    for _ in 0..60 {
+        world.netcheck.handle_relay_heard(world.now, 1);
+        world.run(Duration::from_secs(2));
+    }
+    assert_eq!(world.home(), Some(1));
+    world.run(2 * MAX_INTERVAL);
+    assert_eq!(world.home(), Some(2));
+}
+
+#[test]
+fn the_slower_family_is_told_when_it_answers() {
+    let mut world = World::new(7);
+    let v6 = SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 3478));
+    world.set(&[10]);
+    world.latencies.insert(v6, 30 * MS);
+    world.seen_as.insert(v6, "[2001:db8::7]:41641".parse().unwrap());
+    world.netcheck.handle_derp_map(world.now, &map([1]), &BTreeMap::new(), &mut world.rng);
+    world.netcheck.handle_servers(world.now, &[(1, server(1)), (1, v6)], &mut world.rng);
+    world.run(15 * MS);
+    assert_eq!((world.netcheck.report().ipv4, world.netcheck.report().ipv6), (true, false));
+    let reports = world.events.iter().filter(|(_, event)| *event == Event::Report).count();
+    world.run(20 * MS);
+    assert_eq!((world.netcheck.report().ipv4, world.netcheck.report().ipv6), (true, true));
+    assert_eq!(world.events.iter().filter(|(_, event)| *event == Event::Report).count(), reports + 1);
 }

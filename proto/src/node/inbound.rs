@@ -53,6 +53,7 @@ impl Node {
             return;
         };
         self.relay.handle_heard(now, region, from);
+        self.netcheck.handle_relay_heard(now, region);
         if disco::is_disco(packet) {
             self.handle_disco(now, Via::Derp(region), Some(id), packet);
         } else {

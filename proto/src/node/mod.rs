@@ -155,7 +155,7 @@ impl Node {
                 self.handle_network_change(now);
             } else if self.direct {
                 // The mapped addresses may be others, too.
-                self.netcheck.refresh(now, &mut self.rng);
+                self.netcheck.handle_network_changed(now, &mut self.rng);
             }
         }
         self.tell_endpoints();
@@ -183,7 +183,7 @@ impl Node {
         tracing::info!("an address of this machine is gone: looking for paths anew");
         self.relay.handle_network_change(now);
         if self.direct {
-            self.netcheck.refresh(now, &mut self.rng);
+            self.netcheck.handle_network_changed(now, &mut self.rng);
         }
         for id in self.peers.with_tunnels() {
             if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) {
@@ -204,6 +204,18 @@ impl Node {
                 self.schedule.wake(id);
             }
         }
+    }
+
+    /// Whether control can be told things. While it can't, the home region stays what it is.
+    pub fn handle_control(&mut self, now: Instant, connected: bool) {
+        self.now = now;
+        self.netcheck.handle_control(now, connected);
+    }
+
+    /// What [`Event::MeasureRelay`] asked for: the round trip to a region's relay over TCP, or that it can't be reached.
+    pub fn handle_relay_time(&mut self, now: Instant, region: RegionId, time: Option<Duration>) {
+        self.now = now;
+        self.netcheck.handle_relay_time(now, region, time);
     }
 
     /// The STUN servers of the DERP map's regions, resolved; the whole list.
@@ -314,8 +326,9 @@ impl Node {
             let tunnel = peer.tunnel.as_ref()?;
             Some(PeerStatus {
                 key: peer.key,
-                path: tunnel.paths.path(now).into(),
-                rtt: tunnel.paths.latency(now),
+                path: tunnel.paths.path_told(now, tunnel.told_path).into(),
+                rtt: tunnel.paths.path_told(now, tunnel.told_path).and_then(|path| tunnel.paths.round_trip(path)),
+                is_active: tunnel.paths.is_active(now),
                 bytes_sent: tunnel.bytes_sent,
                 bytes_received: tunnel.bytes_received,
                 last_handshake: tunnel.session.established(),
@@ -348,6 +361,15 @@ impl Node {
                 netcheck::Event::Endpoints(mapped) => {
                     self.mapped_endpoints = mapped;
                     self.tell_endpoints();
+                }
+                netcheck::Event::MeasureRelays(regions) => {
+                    for region in regions {
+                        if self.derp {
+                            self.events.push_back(Event::MeasureRelay { region });
+                        } else {
+                            self.netcheck.handle_relay_time(self.now, region, None);
+                        }
+                    }
                 }
                 netcheck::Event::Report => {
                     // Whether the NAT is a hard one is known now.

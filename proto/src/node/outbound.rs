@@ -90,7 +90,7 @@ impl Node {
         if sealed.len > 0 {
             return self.send(now, id, route, sealed, buffer);
         }
-        let path = tunnel.paths.path(now);
+        let path = tunnel.paths.path_told(now, tunnel.told_path);
         let changed = std::mem::replace(&mut tunnel.told_path, path) != path;
         self.schedule.sleep(id, tunnel.poll_timeout(now));
         if changed && let Some(peer) = self.peers.get(id) {

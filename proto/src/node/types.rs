@@ -141,6 +141,11 @@ pub enum Event {
         /// What, fit to be shown; empty when it is well again.
         problem: String,
     },
+    /// Measure the round trip to this region's relay over TCP, once, and report it or that there is none.
+    MeasureRelay {
+        /// The region.
+        region: RegionId,
+    },
     /// Control should know these addresses of ours.
     Endpoints(Vec<(SocketAddr, EndpointType)>),
     /// Control should know our home region.
@@ -210,10 +215,12 @@ pub enum Event {
 pub struct PeerStatus {
     /// Who.
     pub key: NodePublic,
-    /// How it is reached.
+    /// How it is reached; where nothing was sent lately, how it was.
     pub path: Path,
-    /// Round-trip time of the direct path.
+    /// Round-trip time of that path, as last measured.
     pub rtt: Option<Duration>,
+    /// Whether packets were sent to it lately, which keeps a direct path known.
+    pub is_active: bool,
     /// Bytes sent to it, sealed.
     pub bytes_sent: u64,
     /// Bytes received from it, sealed.

@@ -79,6 +79,14 @@ impl World {
         }
     }
 
+    /// TCP, TLS and a question take a round trip each, and the last of them is what is told.
+    pub(crate) fn measure_relay(&mut self, host: usize, region: RegionId) {
+        let round_trip = 2 * self.relay_delay(host, region);
+        let there = self.relays.get(&region) == Some(&true) && self.reaches_internet(host);
+        let (takes, time) = if there { (4 * round_trip, Some(round_trip)) } else { (5 * SECOND, None) };
+        self.happen(self.now + takes, Happening::RelayMeasured { host, region, time });
+    }
+
     pub(crate) fn close_relay(&mut self, host: usize, region: RegionId) {
         self.hosts[host].dials.remove(&region);
         self.hosts[host].relays.remove(&region);

@@ -60,6 +60,11 @@ pub(crate) enum Happening {
         number: u64,
         frame: Frame,
     },
+    RelayMeasured {
+        host: usize,
+        region: RegionId,
+        time: Option<Duration>,
+    },
     RelayDialled {
         host: usize,
         region: RegionId,
@@ -323,6 +328,7 @@ impl World {
         match event {
             Event::DialDerp { region } => self.dial_relay(host, region),
             Event::CloseDerp { region } => self.close_relay(host, region),
+            Event::MeasureRelay { region } => self.measure_relay(host, region),
             event => {
                 self.handle_report(host, &event);
                 self.hosts[host].events.push(event);
@@ -441,6 +447,10 @@ impl World {
             }
             Happening::FromRelay { host, region, number, frame } => {
                 self.handle_relay_frame(host, region, number, frame);
+                host
+            }
+            Happening::RelayMeasured { host, region, time } => {
+                self.hosts[host].node.handle_relay_time(self.now, region, time);
                 host
             }
             Happening::RelayDialled { host, region, number, there } => {

@@ -49,8 +49,9 @@ fn path(peer: &Peer) -> String {
         .then(|| format!(", sent {}, received {}", bytes(peer.bytes_sent), bytes(peer.bytes_received)));
     let handshake = peer.last_handshake_s.and_then(|ago| Duration::try_from_secs_f64(ago).ok());
     let handshake = handshake.map(|ago| format!(", handshake {} ago", duration(ago)));
+    let idle = if peer.active || peer.path == Path::None { "" } else { "idle, last " };
     let more = [rtt, traffic, handshake].into_iter().flatten().collect::<String>();
-    format!("{}{more}", peer.path)
+    format!("{idle}{}{more}", peer.path)
 }
 
 fn row(name: &str, address: &str, online: &str, path: &str) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::node::{Path, PeerStatus, PingKind};
+use nixtail_proto::node::{Path, PeerStatus, PingError, PingKind};
 use nixtail_proto::stack::{ConnectError, ConnectionError, ConnectionId, ListenError};
 use nixtail_proto::tailcfg::RegionId;
 use thiserror::Error;
@@ -18,6 +18,8 @@ use crate::net::pipe::PipeEnd;
 pub(crate) enum Command {
     /// The netmap changed.
     Netmap(Arc<Netmap>),
+    /// Whether control can be told things now.
+    HasControl(bool),
     /// The addresses of the DERP map's STUN servers were resolved.
     StunServers(Vec<(RegionId, SocketAddr)>),
     /// Open a connection.
@@ -25,7 +27,7 @@ pub(crate) enum Command {
     /// Take connections to a port; the receiver gives them.
     Listen { port: u16, reply: oneshot::Sender<Result<mpsc::Receiver<StreamParts>, ListenError>> },
     /// Ping a peer.
-    Ping { peer: NodePublic, kind: PingKind, reply: oneshot::Sender<Result<PongFact, PingFailure>> },
+    Ping { peer: NodePublic, kind: PingKind, reply: oneshot::Sender<Result<PongFact, PingError>> },
     /// End all connections with a peer at once.
     ResetStreams { peer: NodePublic },
     /// How each peer is reached.
@@ -58,8 +60,3 @@ pub(crate) struct PongFact {
     pub(crate) latency: Duration,
     pub(crate) path: Path,
 }
-
-/// Why a ping has no answer.
-#[derive(Clone, Debug, Error)]
-#[error("{0}")]
-pub(crate) struct PingFailure(pub(crate) String);

@@ -6,7 +6,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use nixtail_proto::node::{Destination, Event, Node, NodeConfig, PingId};
+use nixtail_proto::node::{Destination, Event, Node, NodeConfig, PingError, PingId};
 use nixtail_proto::tailcfg::EndpointType;
 use rand::SeedableRng;
 use rand::rngs::StdRng;
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::command::{Command, PingFailure, PongFact};
+use super::command::{Command, PongFact};
 use super::moments::Moments;
 use super::relays::{RelayInput, Relays};
 use super::streams::Streams;
@@ -22,6 +22,7 @@ use super::{Facts, Setup};
 use crate::net::interfaces::local_endpoints;
 use crate::net::link_watch::LinkWatch;
 use crate::net::socket::{Blocked, MAX_SEGMENTS, ReceiveBuffers, Sent, Sockets, TRANSMIT_BUFFER};
+use crate::report::told::MOMENT;
 
 /// Sends of one turn. Then what came in meanwhile has its turn: acknowledgements wait there.
 const SENDS_PER_TURN: usize = 16;
@@ -48,7 +49,7 @@ pub(super) struct Driver {
     streams: Streams,
     relays: Relays,
     moments: Moments,
-    pings: HashMap<PingId, oneshot::Sender<Result<PongFact, PingFailure>>>,
+    pings: HashMap<PingId, oneshot::Sender<Result<PongFact, PingError>>>,
     facts: watch::Sender<Facts>,
     direct: bool,
     endpoints: Vec<SocketAddr>,
@@ -239,14 +240,14 @@ impl Driver {
         let mut input = first;
         for _ in 0..RELAY_INPUTS_PER_TURN {
             match input {
-                Some(input) => self.relays.handle(&mut self.node, now, input),
+                Some(input) => self.relays.handle(&mut self.node, &mut self.moments, now, input),
                 None => break,
             }
             input = self.relays.try_next();
         }
         // The last one taken isn't lost when the turn's share is used up.
         if let Some(input) = input {
-            self.relays.handle(&mut self.node, now, input);
+            self.relays.handle(&mut self.node, &mut self.moments, now, input);
         }
         let connected = self.relays.connected();
         self.facts.send_if_modified(|facts| replace(&mut facts.connected_regions, connected));
@@ -259,6 +260,7 @@ impl Driver {
                 self.moments.handle_netmap(&netmap);
                 self.node.handle_netmap(now, &netmap);
             }
+            Command::HasControl(connected) => self.node.handle_control(now, connected),
             Command::StunServers(servers) => self.node.handle_stun_servers(now, servers),
             Command::Connect { remote, reply } => self.streams.connect(&mut self.node, now, remote, reply),
             Command::Listen { port, reply } => {
@@ -268,12 +270,12 @@ impl Driver {
             Command::Ping { peer, kind, reply } => {
                 if self.pings.len() >= MAX_PINGS {
                     // An asker that went away doesn't want to know.
-                    let _ = reply.send(Err(PingFailure("too many pings are waiting for their answers".to_owned())));
+                    let _ = reply.send(Err(PingError::TooMany));
                     return;
                 }
                 match self.node.ping(now, peer, kind) {
                     Ok(id) => drop(self.pings.insert(id, reply)),
-                    Err(error) => drop(reply.send(Err(PingFailure(error.to_string())))),
+                    Err(error) => drop(reply.send(Err(error))),
                 }
             }
             Command::ResetStreams { peer } => self.node.reset_streams(now, &peer),
@@ -287,15 +289,18 @@ impl Driver {
             Event::CloseDerp { region } => self.relays.close(region),
             Event::CheckDerp { region } => self.relays.check(region),
             Event::DerpHealth { region, problem } if problem.is_empty() => {
-                tracing::info!(region, "the relay is well again");
+                tracing::info!(target: MOMENT, region, "the relay is well again");
             }
-            Event::DerpHealth { region, problem } => tracing::warn!(region, problem, "the relay has something to say"),
+            Event::DerpHealth { region, problem } => {
+                tracing::warn!(target: MOMENT, region, problem, "the relay has something to say");
+            }
+            Event::MeasureRelay { region } => self.relays.measure(&mut self.node, now, region),
             Event::Endpoints(endpoints) => {
                 self.facts.send_if_modified(|facts| replace(&mut facts.endpoints, Some(endpoints)));
             }
             Event::HomeRegion(region) => {
                 self.relays.set_home(region);
-                self.moments.handle_home(region);
+                self.moments.handle_home(now, region);
                 self.facts.send_if_modified(|facts| replace(&mut facts.home_region, Some(region)));
             }
             Event::NetInfo(info) => {
@@ -307,14 +312,14 @@ impl Driver {
             Event::Writable { id } => self.streams.handle_writable(&mut self.node, now, id),
             Event::Closed { id, error } => self.streams.handle_closed(&mut self.node, now, id, error),
             Event::PingReply { id, latency, path, .. } => self.answer_ping(id, Ok(PongFact { latency, path })),
-            Event::PingFailed { id, error } => self.answer_ping(id, Err(PingFailure(error.to_string()))),
-            Event::PathChanged { peer, path } => self.moments.handle_path(peer, path),
+            Event::PingFailed { id, error } => self.answer_ping(id, Err(error)),
+            Event::PathChanged { peer, path } => self.moments.handle_path(now, peer, path),
             // The enum may grow; what it grows by is for those who know of it.
             _ => {}
         }
     }
 
-    fn answer_ping(&mut self, id: PingId, answer: Result<PongFact, PingFailure>) {
+    fn answer_ping(&mut self, id: PingId, answer: Result<PongFact, PingError>) {
         if let Some(reply) = self.pings.remove(&id) {
             // An asker that went away doesn't want to know.
             let _ = reply.send(answer);
@@ -323,6 +328,7 @@ impl Driver {
 
     fn sweep(&mut self, now: Instant) {
         self.streams.sweep(&mut self.node, now);
+        self.moments.sweep(now);
         self.pings.retain(|_, reply| !reply.is_closed());
         self.look_at_interfaces(now);
     }

@@ -21,7 +21,7 @@ use nixtail_proto::tailcfg::{EndpointType, NetInfo, RegionId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use command::{Command, ConnectFailure, StreamParts};
+pub(crate) use command::{Command, ConnectFailure, PongFact, StreamParts};
 
 /// Commands that wait for the dataplane. It takes them all at each turn, so this fills only when it is stuck.
 const COMMANDS: usize = 64;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use nixtail_proto::key::{NodePrivate, NodePublic};
@@ -12,15 +12,25 @@ use nixtail_proto::node::Node;
 use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::RegionId;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
 
-use crate::net::derp::{DerpConfig, DerpConnection, DerpEvent, DerpEventKind};
+use super::moments::Moments;
+use crate::net::derp::{DerpConfig, DerpConnection, DerpEvent, DerpEventKind, probe};
 
 /// What relays said that waits for the dataplane, mostly batches of packets. They drop packets when it is full.
 const INBOX: usize = 256;
 
-/// Something that a relay said.
-pub(super) type RelayInput = DerpEvent;
+/// Relays that are measured at the same time, each with a TLS handshake. Tailscale's map has some thirty regions.
+const MEASURED_AT_ONCE: usize = 16;
+
+/// Something that a relay said, or that was found out about one.
+pub(super) enum RelayInput {
+    /// By its connection.
+    Said(DerpEvent),
+    /// How far it is; `None` where it can't be reached.
+    Measured { region: RegionId, time: Option<Duration> },
+}
 
 pub(super) struct Relays {
     node_key: NodePrivate,
@@ -33,6 +43,8 @@ pub(super) struct Relays {
     last_number: u64,
     inbox: mpsc::Receiver<DerpEvent>,
     events: mpsc::Sender<DerpEvent>,
+    measuring: JoinSet<(RegionId, Option<Duration>)>,
+    measured_at_once: Arc<Semaphore>,
 }
 
 struct Active {
@@ -46,7 +58,19 @@ impl Relays {
         let proxies = Arc::new(proxies);
         let (events, inbox) = mpsc::channel(INBOX);
         let (connections, regions) = (HashMap::new(), Arc::default());
-        Self { node_key, proxies, outer, regions, home: None, connections, last_number: 0, inbox, events }
+        Self {
+            node_key,
+            proxies,
+            outer,
+            regions,
+            home: None,
+            connections,
+            last_number: 0,
+            inbox,
+            events,
+            measuring: JoinSet::new(),
+            measured_at_once: Arc::new(Semaphore::new(MEASURED_AT_ONCE)),
+        }
     }
 
     pub(super) fn handle_map(&mut self, netmap: &Netmap) {
@@ -83,6 +107,23 @@ impl Relays {
         self.connections.insert(region, Active { connection, number: self.last_number, up: false });
     }
 
+    /// Begins to measure a region over TCP.
+    pub(super) fn measure(&mut self, node: &mut Node, now: Instant, region: RegionId) {
+        let Some(derp) = self.regions.get(&region).cloned() else {
+            node.handle_relay_time(now, region, None);
+            return;
+        };
+        let (proxies, turn) = (Arc::clone(&self.proxies), Arc::clone(&self.measured_at_once));
+        let measure = async move {
+            // Never closed.
+            let _turn = turn.acquire().await;
+            let measured = probe(&derp, &proxies).await;
+            tracing::debug!(region, ?measured, "measured a relay, since UDP reaches none");
+            (region, measured.ok())
+        };
+        self.measuring.spawn_on(measure, &self.outer);
+    }
+
     /// Closes a region's connection, which says goodbye by itself.
     pub(super) fn close(&mut self, region: RegionId) {
         if let Some(Active { connection, .. }) = self.connections.remove(&region) {
@@ -108,23 +149,31 @@ impl Relays {
 
     /// The next thing that a relay said.
     pub(super) async fn next(&mut self) -> Option<RelayInput> {
-        self.inbox.recv().await
+        tokio::select! {
+            said = self.inbox.recv() => said.map(RelayInput::Said),
+            Some(measured) = self.measuring.join_next() => measured.ok().map(measured_input),
+        }
     }
 
     /// As [`Self::next`], without waiting.
     pub(super) fn try_next(&mut self) -> Option<RelayInput> {
-        self.inbox.try_recv().ok()
+        let said = self.inbox.try_recv().ok().map(RelayInput::Said);
+        said.or_else(|| self.measuring.try_join_next()?.ok().map(measured_input))
     }
 
-    /// Tells the node what a relay said.
-    pub(super) fn handle(&mut self, node: &mut Node, now: Instant, input: RelayInput) {
+    /// Tells the node, and the log, what a relay said.
+    pub(super) fn handle(&mut self, node: &mut Node, moments: &mut Moments, now: Instant, input: RelayInput) {
+        let input = match input {
+            RelayInput::Said(said) => said,
+            RelayInput::Measured { region, time } => return node.handle_relay_time(now, region, time),
+        };
         let region = input.region;
         let Some(active) = self.connections.get_mut(&region).filter(|active| active.number == input.connection) else {
             return;
         };
         match input.kind {
             DerpEventKind::Connected => {
-                tracing::info!(region, "relay connected");
+                moments.handle_relay_connected(now, region);
                 active.up = true;
                 node.handle_derp_connected(now, region);
             }
@@ -138,7 +187,8 @@ impl Relays {
                 node.handle_derp_restarting(now, region, reconnect_in, try_for);
             }
             DerpEventKind::Disconnected(reason) => {
-                tracing::warn!(region, %reason, "relay lost");
+                tracing::debug!(region, %reason, "a relay's connection ended");
+                moments.handle_relay_lost(now, region, reason.to_string());
                 self.connections.remove(&region);
                 node.handle_derp_disconnected(now, region);
             }
@@ -154,7 +204,12 @@ impl Relays {
     }
 
     /// Closes all connections and waits for them.
-    pub(super) async fn close_all(self) {
+    pub(super) async fn close_all(mut self) {
+        self.measuring.shutdown().await;
         join_all(self.connections.into_values().map(|active| active.connection.close())).await;
     }
+}
+
+fn measured_input((region, time): (RegionId, Option<Duration>)) -> RelayInput {
+    RelayInput::Measured { region, time }
 }

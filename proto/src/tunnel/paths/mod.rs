@@ -129,6 +129,8 @@ struct Best {
     trusted_until: Instant,
     /// A ping to it was lost when it wasn't trusted any more: packets go there only where no relay leads to the peer.
     given_up: bool,
+    /// Since its last answer: when it was first pinged, and how often.
+    asked: Option<(Instant, u32)>,
 }
 
 /// Packets wait for the peer's answer and no path is trusted: all addresses are pinged, again and again.
@@ -156,6 +158,8 @@ pub struct Paths {
     best: Option<Best>,
     /// The relay that reaches the peer.
     region: Option<RegionId>,
+    /// The last answer by relay: through which, and how long it took.
+    relayed: Option<(RegionId, Duration)>,
     pings: VecDeque<SentPing>,
     outputs: VecDeque<Output>,
     last_send: Option<Instant>,
@@ -178,6 +182,7 @@ impl Paths {
             candidates: BTreeMap::new(),
             best: None,
             region: None,
+            relayed: None,
             pings: VecDeque::new(),
             outputs: VecDeque::new(),
             last_send: None,
@@ -249,8 +254,9 @@ impl Paths {
         }
         self.pings.remove(found);
         let latency = now.saturating_duration_since(ping.at);
-        if let Via::Udp(address) = ping.to {
-            self.answered(now, address, latency);
+        match ping.to {
+            Via::Udp(address) => self.answered(now, address, latency),
+            Via::Derp(region) => self.relayed = Some((region, latency)),
         }
         Some(PongReceived { via: ping.to, latency, sent: ping.at })
     }
@@ -265,7 +271,7 @@ impl Paths {
                 || is_better((address, latency), (best.address, best.latency))
         });
         if replaces {
-            self.best = Some(Best { address, latency, trusted_until: now + TRUST_FOR, given_up: false });
+            self.best = Some(Best { address, latency, trusted_until: now + TRUST_FOR, given_up: false, asked: None });
         }
     }
 
@@ -435,10 +441,14 @@ impl Paths {
     }
 
     fn ping(&mut self, now: Instant, to: Via, rng: &mut dyn CryptoRng) {
-        if let Via::Udp(address) = to
-            && let Some(candidate) = self.candidates.get_mut(&address)
-        {
-            candidate.last_ping = Some(now);
+        if let Via::Udp(address) = to {
+            if let Some(candidate) = self.candidates.get_mut(&address) {
+                candidate.last_ping = Some(now);
+            }
+            if let Some(best) = self.best.as_mut().filter(|best| best.address == address) {
+                let (first, times) = best.asked.unwrap_or((now, 0));
+                best.asked = Some((first, times.saturating_add(1)));
+            }
         }
         self.expire_pings(now);
         if self.pings.len() >= MAX_PINGS {
@@ -483,9 +493,31 @@ impl Paths {
         }
     }
 
-    /// Round-trip time of the best address, if it is trusted.
-    pub fn latency(&self, now: Instant) -> Option<Duration> {
-        self.best.filter(|best| best.trusted_until > now).map(|best| best.latency)
+    /// As [`Self::path`], for who was told `before`: a direct path isn't lost because nobody used it, only by pings that it
+    /// had the time to answer.
+    pub fn path_told(&self, now: Instant, before: Option<Via>) -> Option<Via> {
+        let path = self.path(now);
+        if matches!(path, Some(Via::Udp(_))) {
+            return path;
+        }
+        let is_lost = |best: &Best| {
+            best.asked.is_some_and(|(first, times)| times > 1 && now.saturating_duration_since(first) >= PING_TIMEOUT)
+        };
+        let is_quiet = |best: &Best| before == Some(Via::Udp(best.address)) && !is_lost(best);
+        if self.best.as_ref().is_some_and(is_quiet) { before } else { path }
+    }
+
+    /// Round-trip time of a path, as last measured.
+    pub fn round_trip(&self, path: Via) -> Option<Duration> {
+        match path {
+            Via::Udp(address) => self.best.filter(|best| best.address == address).map(|best| best.latency),
+            Via::Derp(region) => self.relayed.filter(|(by, _)| *by == region).map(|(_, latency)| latency),
+        }
+    }
+
+    /// Whether packets were sent to the peer lately.
+    pub fn is_active(&self, now: Instant) -> bool {
+        !is_due(self.last_send, now, ACTIVE_FOR)
     }
 
     /// Whether packets have gone to the peer lately, so that paths to it are looked after.

@@ -371,6 +371,44 @@ fn addresses_are_bounded_and_control_s_are_kept() {
 }
 
 #[test]
+fn a_path_that_nobody_uses_is_not_lost_and_one_that_dies_in_use_is() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    probe.send();
+    probe.answer(FAR, 20);
+    let mut told = None;
+    let mut tell = |probe: &Probe| {
+        let path = probe.paths.path_told(probe.now, told);
+        std::mem::replace(&mut told, path) != path
+    };
+    assert!(tell(&probe));
+    // Nothing is sent for ten minutes: the address is trusted no more, and yet nothing is known against it.
+    for _ in 0..600 {
+        probe.pass(1000);
+        for (via, txid) in probe.pinged() {
+            probe.paths.handle_pong(probe.now, via, txid);
+        }
+        assert!(!tell(&probe));
+    }
+    assert_eq!(probe.route(), (None, Some(7)));
+    assert_eq!(probe.paths.round_trip(Via::Udp(at(FAR))), Some(Duration::ZERO), "as last measured");
+    // It is used again and answers.
+    probe.send();
+    assert!(!tell(&probe), "it has had no time to answer");
+    probe.answer(FAR, 30);
+    assert!(!tell(&probe));
+    // It dies while it is used.
+    let mut changes = 0;
+    for _ in 0..20 {
+        probe.send();
+        probe.pass(1000);
+        probe.outputs();
+        changes += usize::from(tell(&probe));
+    }
+    assert_eq!((changes, told), (1, Some(Via::Derp(7))));
+}
+
+#[test]
 fn with_udp_switched_off_nothing_goes_there() {
     let mut probe = Probe::new();
     probe.paths.direct = false;
