@@ -3,6 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
+use super::knocks::Knocker;
 use super::{Destination, Node, PeerId};
 use crate::disco::{self, MAX_ENDPOINTS, Message, TransactionId};
 use crate::key::NodePublic;
@@ -24,9 +25,13 @@ impl Node {
     /// Takes a disco packet. `claimed` is the peer that a relay says it is from: it must be the one whose disco key this
     /// is.
     pub(super) fn handle_disco(&mut self, now: Instant, via: Via, claimed: Option<PeerId>, packet: &[u8]) {
-        let known = disco::sender(packet).and_then(|sender| self.peers.by_disco(&sender));
+        let sender = disco::sender(packet);
+        let known = sender.and_then(|sender| self.peers.by_disco(&sender));
         let Some(id) = known.filter(|id| claimed.is_none_or(|claimed| claimed == *id)) else {
             self.drops.refused += 1;
+            if let (Some(sender), None) = (sender, known) {
+                self.handle_knock(now, Knocker::Disco(sender), None);
+            }
             return;
         };
         let made = self.peers.with_tunnel(id, &self.identity, self.direct, &mut self.rng);
@@ -51,7 +56,7 @@ impl Node {
             }
             Message::Pong { txid, .. } => {
                 let Some(pong) = tunnel.paths.handle_pong(now, via, txid) else { return };
-                tunnel.session.nudge(now);
+                tunnel.session.handle_path(now);
                 self.handle_disco_pong(id, pong);
             }
             Message::CallMeMaybe { endpoints } if claimed.is_some() => {

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
+use super::knocks::{Knock, Knocker};
 use super::{Destination, Node, PeerId};
 use crate::disco;
 use crate::filter::{self, DropReason, Filter, Verdict};
@@ -15,7 +16,7 @@ use crate::tunnel::paths::Via;
 use crate::tunnel::session::{HANDSHAKE_ROOM, SessionError};
 
 /// Types of WireGuard messages: the first four bytes, little-endian.
-const INITIATION: u32 = 1;
+pub(super) const INITIATION: u32 = 1;
 const RESPONSE: u32 = 2;
 const COOKIE_REPLY: u32 = 3;
 const DATA: u32 = 4;
@@ -50,6 +51,9 @@ impl Node {
         self.now = now;
         let Some(id) = self.peers.by_key(&from).filter(|_| self.derp) else {
             self.drops.refused += 1;
+            if self.derp {
+                self.handle_knock(now, Knocker::Node(from), Some(region));
+            }
             return;
         };
         self.relay.handle_heard(now, region, from);
@@ -63,12 +67,11 @@ impl Node {
     }
 
     fn handle_wireguard(&mut self, now: Instant, via: Via, claimed: Claimed, packet: &[u8]) {
-        let word = |offset: usize| packet.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes));
-        let handled = match word(0) {
-            Some(DATA) => self.handle_data(now, claimed, word(4), packet),
+        let handled = match word(packet, 0) {
+            Some(DATA) => self.handle_data(now, claimed, word(packet, 4), packet),
             Some(INITIATION) => self.handle_initiation(now, via, claimed, packet),
-            Some(RESPONSE) => self.handle_answer(now, via, claimed, word(8), packet),
-            Some(COOKIE_REPLY) => self.handle_answer(now, via, claimed, word(4), packet),
+            Some(RESPONSE) => self.handle_answer(now, via, claimed, word(packet, 8), packet),
+            Some(COOKIE_REPLY) => self.handle_answer(now, via, claimed, word(packet, 4), packet),
             _ => Err(SessionError::Malformed),
         };
         match handled {
@@ -165,8 +168,17 @@ impl Node {
         if matches!(source, Source::Derp(claimed) if claimed != key) {
             return Err(SessionError::Forged);
         }
-        let id = self.peers.by_key(&key).ok_or(SessionError::NoKeys)?;
+        let Some(id) = self.peers.by_key(&key) else {
+            self.handle_knock(now, Knocker::Node(key), None);
+            return Err(SessionError::NoKeys);
+        };
         self.handle_handshake(now, via, id, source.address(), packet)
+    }
+
+    /// Somebody whom we don't know wants something. If the netmap tells of it soon, we ask it for a session.
+    pub(super) fn handle_knock(&mut self, now: Instant, from: Knocker, region: Option<RegionId>) {
+        tracing::debug!(?from, ?region, "a packet of somebody who isn't in the netmap, yet or any more");
+        self.knocks.handle(Knock { from, region, at: now });
     }
 
     /// A response or cookie reply.
@@ -202,6 +214,7 @@ impl Node {
         tunnel.bytes_received += packet.len() as u64;
         tunnel.last_heard = Some(now);
         let key = node.key;
+        tracing::debug!(peer = %key, ?via, answered = length > 0, "a handshake message came");
         self.schedule.wake(id);
         let Some(answer) = out.get(..length).filter(|answer| !answer.is_empty()) else {
             return Ok(());
@@ -236,6 +249,11 @@ impl Node {
             self.incoming.clear();
         }
     }
+}
+
+/// A little-endian word of a WireGuard message.
+fn word(packet: &[u8], offset: usize) -> Option<u32> {
+    packet.get(offset..)?.first_chunk().map(|bytes| u32::from_le_bytes(*bytes))
 }
 
 enum Admitted {

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Node, PingError};
+use super::{Node, PeerId, PingError};
 use crate::filter;
 use crate::key::NodePublic;
 use crate::netmap::{self, DerpRegions, Netmap, Peers, same, same_option};
@@ -60,8 +60,8 @@ impl Node {
 
     fn apply_peer(&mut self, now: Instant, node: &netmap::Peer) {
         let Some(id) = self.peers.by_key(&node.key) else {
-            self.peers.insert(Arc::clone(node));
-            return;
+            let id = self.peers.insert(Arc::clone(node));
+            return self.answer_knock(now, id, node);
         };
         if self.peers.get(id).is_some_and(|peer| same(&peer.node, node)) {
             return;
@@ -70,6 +70,19 @@ impl Node {
         let tunnel = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut());
         if let Some((old, tunnel)) = old.zip(tunnel) {
             tunnel.handle_node(now, &old, node);
+            self.schedule.wake(id);
+        }
+    }
+
+    /// The peer may have asked for a session before we knew it: then we ask, instead of waiting for its next try.
+    fn answer_knock(&mut self, now: Instant, id: PeerId, node: &netmap::Peer) {
+        let Some(knock) = self.knocks.take(now, &node.key, &node.disco_key) else { return };
+        if let Some(region) = knock.region {
+            self.relay.handle_heard(now, region, node.key);
+        }
+        if let Some((_, tunnel)) = self.peers.with_tunnel(id, &self.identity, self.direct, &mut self.rng) {
+            tracing::debug!(peer = %node.key, "has knocked before the netmap told of it; asks it for a session");
+            tunnel.session.renew(now);
             self.schedule.wake(id);
         }
     }

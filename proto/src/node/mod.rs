@@ -28,6 +28,7 @@ mod application;
 mod claims;
 mod discovery;
 mod inbound;
+mod knocks;
 mod map;
 mod outbound;
 mod peers;
@@ -38,6 +39,7 @@ mod schedule;
 mod tests;
 mod types;
 
+use knocks::Knocks;
 use peers::{PeerId, Peers};
 use pings::Pings;
 use rng::SharedRng;
@@ -90,6 +92,8 @@ pub struct Node {
     duplicate: outbound::Duplicate,
     events: VecDeque<Event>,
     pings: Pings,
+    /// Who asked for a session before the netmap told us of it.
+    knocks: Knocks,
     drops: Drops,
 }
 
@@ -130,6 +134,7 @@ impl Node {
             duplicate: outbound::Duplicate::default(),
             events: VecDeque::new(),
             pings: Pings::default(),
+            knocks: Knocks::default(),
             drops: Drops::default(),
         }
     }
@@ -273,7 +278,9 @@ impl Node {
     pub fn handle_derp_peer_gone(&mut self, now: Instant, region: RegionId, peer: NodePublic) {
         self.now = now;
         self.relay.handle_peer_gone(region, &peer);
-        if let Some(id) = self.peers.by_key(&peer).filter(|id| self.has_tunnel(*id)) {
+        let Some(id) = self.peers.by_key(&peer) else { return };
+        if let Some(tunnel) = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut()) {
+            tunnel.session.handle_absent(now);
             self.schedule.wake(id);
         }
     }
@@ -448,10 +455,6 @@ impl Node {
                 self.schedule.wake(id);
             }
         }
-    }
-
-    fn has_tunnel(&self, id: PeerId) -> bool {
-        self.peers.get(id).is_some_and(|peer| peer.tunnel.is_some())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use super::inbound::INITIATION;
 use super::{Destination, Event, Node, PeerId, Transmit};
 use crate::filter::Filter;
 use crate::packet::{Packet, protocol};
@@ -88,6 +89,9 @@ impl Node {
         let tunnel = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut())?;
         let sealed = if route.exists() { seal_due(now, tunnel, buffer, max_segments) } else { Train::default() };
         if sealed.len > 0 {
+            if is_initiation(buffer) {
+                tracing::debug!(peer = ?self.peers.get(id).map(|peer| peer.key), ?route, "begins a handshake");
+            }
             return self.send(now, id, route, sealed, buffer);
         }
         let path = tunnel.paths.path_told(now, tunnel.told_path);
@@ -229,6 +233,10 @@ fn seal_due(now: Instant, tunnel: &mut Tunnel, buffer: &mut [u8], max_segments: 
         }
     }
     train
+}
+
+fn is_initiation(buffer: &[u8]) -> bool {
+    buffer.first_chunk() == Some(&INITIATION.to_le_bytes())
 }
 
 fn single(destination: Destination, message: &[u8], buffer: &mut [u8]) -> Option<Transmit> {

@@ -355,8 +355,9 @@ impl Relay {
     }
 
     /// Through which region a packet for `peer` goes, whose home region is `home` (0 is unknown): where it was heard lately,
-    /// else its home if that is connected, else where it was ever heard, else its home. `None` when none of them is there.
-    /// [`Self::handle_wanted`] makes sure of the connection.
+    /// else its home if that is connected, else where it was ever heard, else its home. Of a peer that has just joined control tells
+    /// the home later, and nobody has heard it: that home may well be ours, which costs nothing to try. `None` when there is
+    /// nothing to try. [`Self::handle_wanted`] makes sure of the connection.
     ///
     /// Go's client prefers a home that is connected in any case; but where a peer was just heard it is, and at its home it may
     /// not be yet.
@@ -368,6 +369,7 @@ impl Relay {
             .filter(|_| fresh || !self.is_connected(home))
             .map(|(region, _)| *region)
             .or_else(|| self.regions.contains_key(&home).then_some(home))
+            .or_else(|| self.home.filter(|own| self.is_connected(*own)))
     }
 
     /// Which of a region's relays to try first, by its place among those that can be dialled: the next one after each

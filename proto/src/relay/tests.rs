@@ -95,8 +95,6 @@ fn an_unknown_region_is_not_dialled() {
     let Fixture { now, mut relay, .. } = at_home();
     relay.handle_wanted(now, 99);
     assert_eq!(actions(&mut relay), []);
-    assert_eq!(relay.route(now, &peer(1), 99), None);
-    assert_eq!(relay.route(now, &peer(1), 0), None);
 }
 
 #[test]
@@ -373,8 +371,18 @@ fn late_reports_of_closed_connections_do_nothing() {
     relay.handle_heard(now, 2, peer(1));
     relay.handle_disconnected(now, 99, &mut rng);
     assert!(!relay.is_connected(2));
-    assert_eq!(relay.route(now, &peer(1), 0), None);
+    assert_ne!(relay.route(now, &peer(1), 1), Some(2));
     assert_eq!(actions(&mut relay), []);
+}
+
+#[test]
+fn a_peer_whose_home_is_unknown_is_tried_at_ours_while_that_is_connected() {
+    let Fixture { now, mut rng, mut relay } = at_home();
+    assert_eq!(relay.route(now, &peer(7), 0), Some(1));
+    assert_eq!(relay.route(now, &peer(7), 99), Some(1), "a region that isn't in the map");
+    assert_eq!(relay.route(now, &peer(7), 2), Some(2));
+    relay.handle_disconnected(now, 1, &mut rng);
+    assert_eq!(relay.route(now, &peer(7), 0), None);
 }
 
 #[test]

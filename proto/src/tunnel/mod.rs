@@ -20,14 +20,15 @@ use session::Session;
 /// A peer that was heard within this time may hold keys of ours that it has lost: it is asked for new ones when it
 /// shows that it restarted.
 const RECENT: Duration = Duration::from_secs(180);
-/// How long to wait for the answer to the n-th initiation, or round of pings, before the next. Peers drop both silently
-/// while the netmap with our keys is still on its way to them, so the first ones come close.
+/// How long to wait for the answer to the n-th initiation, or round of pings, before the next: they go out at 0, 0.25, 0.5,
+/// 1, 2 and 4 s. Peers drop both silently while the netmap with our keys is still on its way to them, so the first ones
+/// come close.
 const RETRY_AFTER: [Duration; 5] = [
+    Duration::from_millis(250),
     Duration::from_millis(250),
     Duration::from_millis(500),
     Duration::from_secs(1),
     Duration::from_secs(2),
-    Duration::from_secs(4),
 ];
 /// How long to wait after all those.
 const RETRY_LAST: Duration = Duration::from_secs(5);

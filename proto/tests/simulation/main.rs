@@ -1,6 +1,7 @@
 //! Whole nodes in a simulated network, under virtual time.
 #![expect(clippy::unwrap_used, reason = "helpers of tests may panic as tests do")]
 
+mod contact;
 mod control;
 mod conversation;
 mod histories;

@@ -236,9 +236,10 @@ impl Paths {
             return;
         }
         let trusted = self.is_trusted(now);
+        let interval = if self.search.is_some() { URGENT_PING_INTERVAL } else { PING_INTERVAL };
         let Some(candidate) = self.candidate(address) else { return };
         candidate.last_heard = Some(now);
-        if !trusted && is_due(candidate.last_ping, now, PING_INTERVAL) {
+        if !trusted && is_due(candidate.last_ping, now, interval) {
             self.ping(now, from, rng);
         }
     }

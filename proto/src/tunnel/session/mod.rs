@@ -45,6 +45,15 @@ const NO_ANSWER_AFTER: Duration = Duration::from_secs(15);
 const GIVE_UP_AFTER: Duration = Duration::from_secs(90);
 /// Initiations are never closer than this: Go's WireGuard drops those within 20 ms of each other.
 const MIN_BETWEEN_INITIATIONS: Duration = Duration::from_millis(50);
+/// Who renews keys that are good for another minute begins with this retry: 1 s after the first initiation.
+const UNHURRIED: usize = 3;
+/// For so long after a handshake was begun, or something changed, a relay's word that the peer isn't there brings the next
+/// try near: it may be on its way there. Later it is just not there.
+const ABSENT_FOR: Duration = Duration::from_secs(5);
+/// The next initiation waits no longer than this for the answer to the last one because an earlier answer came late.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
+/// How many unanswered initiations are remembered: those of the last seconds, and answers don't take longer.
+const MAX_SUPERSEDED: usize = 8;
 /// How many packets wait for a session; the oldest are dropped. As many as wireguard-go stages.
 pub const MAX_WAITING: usize = 128;
 
@@ -73,6 +82,9 @@ pub enum SessionError {
     /// An answer to nothing that we asked.
     #[error("an unexpected handshake message")]
     Unexpected,
+    /// An answer to an initiation that isn't our latest.
+    #[error("an answer to an earlier handshake than the latest")]
+    Superseded,
     /// Properly sealed, but no IP packet.
     #[error("the peer sealed something that is no IP packet")]
     NotIp,
@@ -108,10 +120,32 @@ pub enum Sealed {
 /// The handshake that we are trying for.
 #[derive(Debug, Clone, Copy)]
 struct Attempt {
-    /// How many initiations were sent since it began or was nudged.
+    /// When it began or was nudged.
+    begun: Instant,
+    /// How many initiations were sent since.
     sent: usize,
     /// When the next one is due.
     next: Instant,
+    /// Until then an answer is on its way, as far as is known: no event brings the next one before it.
+    not_before: Instant,
+    /// How long an answer may take, as far as is known; the next one doesn't go out earlier.
+    patience: Duration,
+}
+
+impl Attempt {
+    /// The next initiation goes out at `at` at the earliest.
+    fn hold(&mut self, at: Instant) {
+        self.not_before = self.not_before.max(at);
+        self.next = self.next.max(at);
+    }
+}
+
+/// An initiation of ours.
+#[derive(Debug, Clone, Copy)]
+struct Initiation {
+    /// Its receiver index.
+    local: u32,
+    sent: Instant,
 }
 
 /// One peer's WireGuard state. Lives as long as the peer's key is in the netmap: it remembers the timestamp of the
@@ -124,8 +158,10 @@ pub struct Session {
     /// boringtun has put a packet into its own queue, because its clock ran differently from ours.
     tunn_keeps_packets: bool,
     attempt: Option<Attempt>,
-    /// Receiver index of our latest initiation, until it is answered.
-    unanswered: Option<u32>,
+    /// Our latest initiation, until it is answered.
+    unanswered: Option<Initiation>,
+    /// Those before it that weren't answered either, the oldest first.
+    superseded: VecDeque<Initiation>,
     last_initiation: Option<Instant>,
     /// When something was last to be sent to this peer.
     last_wanted: Option<Instant>,
@@ -145,6 +181,7 @@ impl Session {
             tunn_keeps_packets: false,
             attempt: None,
             unanswered: None,
+            superseded: VecDeque::new(),
             last_initiation: None,
             last_wanted: None,
             keepalive_at: None,
@@ -185,8 +222,7 @@ impl Session {
         };
         if self.keys.opened(index) {
             // The peer has our answer to its handshake: one of our own is needless.
-            self.attempt = None;
-            self.unanswered = None;
+            self.end_attempt();
         }
         self.no_answer_at = None;
         if opened.is_some() {
@@ -194,7 +230,7 @@ impl Session {
         }
         if self.keys.initiated_and_older_than(now, REKEY_ON_RECEIVE_AFTER) {
             self.last_wanted = Some(now);
-            self.begin_handshake(now);
+            self.begin_handshake(now, UNHURRIED);
         }
         Ok(opened)
     }
@@ -243,7 +279,7 @@ impl Session {
                 self.keepalive_at = None;
                 // The peer's first packet will make these keys ours; leave it the time to come.
                 if let Some(attempt) = &mut self.attempt {
-                    attempt.next = attempt.next.max(now + retry_after(0));
+                    attempt.hold(now + retry_after(0));
                 }
                 Ok(answer.len())
             }
@@ -252,6 +288,9 @@ impl Session {
         }
     }
 
+    /// Only the answer to our latest initiation makes keys. A responder has one set of new keys, those of the last initiation
+    /// that it took: Go's has deleted the earlier ones, and what is sealed with them arrives nowhere, for as long as it takes
+    /// until the silence is noticed.
     fn handle_response(
         &mut self,
         now: Instant,
@@ -260,6 +299,9 @@ impl Session {
         message: &[u8],
         out: &mut [u8],
     ) -> Result<usize, SessionError> {
+        if self.unanswered.is_none_or(|latest| latest.local != local) {
+            return Err(self.handle_late_response(now, local));
+        }
         match self.tunn.decapsulate(from, message, out) {
             // A keepalive, which tells the peer that the keys are good.
             TunnResult::WriteToNetwork(keepalive) => {
@@ -267,17 +309,34 @@ impl Session {
                     self.keys.initiated(now, local, remote);
                 }
                 self.no_answer_at = None;
-                // An answer to an earlier initiation than our latest: the peer may have dropped those keys for the
-                // later ones, so go on until the latest is answered.
-                if self.unanswered.is_none_or(|latest| latest == local) {
-                    self.unanswered = None;
-                    self.attempt = None;
-                }
+                self.unanswered = None;
+                self.end_attempt();
                 Ok(keepalive.len())
             }
             TunnResult::Err(error) => Err(error.into()),
             _ => Err(SessionError::Unexpected),
         }
+    }
+
+    /// The way there and back takes longer than we waited: from now on initiations are given that time, and half as much
+    /// again. (It isn't known whether the answer is the peer's. But nobody else has seen the number that it names who couldn't hold
+    /// it back as well.)
+    fn handle_late_response(&mut self, now: Instant, local: u32) -> SessionError {
+        let Some(place) = self.superseded.iter().position(|earlier| earlier.local == local) else {
+            return SessionError::Unexpected;
+        };
+        let Some(earlier) = self.superseded.drain(..=place).next_back() else { return SessionError::Unexpected };
+        if let Some((latest, attempt)) = self.unanswered.zip(self.attempt.as_mut()) {
+            let took = now.saturating_duration_since(earlier.sent);
+            attempt.patience = (took + took / 2).min(LONGEST_PATIENCE);
+            attempt.hold(latest.sent + attempt.patience);
+        }
+        SessionError::Superseded
+    }
+
+    fn end_attempt(&mut self) {
+        self.attempt = None;
+        self.superseded.clear();
     }
 
     /// Whether [`Session::seal`] would find keys.
@@ -312,6 +371,8 @@ impl Session {
             return Sealed::Bytes(0);
         };
         if !self.keys.may_seal(now, used) {
+            // By our clock those have ended that boringtun takes.
+            self.begin_handshake(now, 0);
             return Sealed::NoKeys;
         }
         self.sealed(now, packet.is_empty());
@@ -324,7 +385,7 @@ impl Session {
             self.last_wanted = Some(now);
             self.no_answer_at.get_or_insert(now + NO_ANSWER_AFTER);
             if self.keys.initiated_and_older_than(now, REKEY_AFTER) {
-                self.begin_handshake(now);
+                self.begin_handshake(now, UNHURRIED);
             }
         }
     }
@@ -378,32 +439,55 @@ impl Session {
         self.waiting.front().map(Vec::len)
     }
 
-    /// Something about the peer changed (its netmap entry, a path, a relay connection): if a handshake is under way,
-    /// tries again at once instead of at its next turn.
+    /// Something about the peer changed (its netmap entry, a relay connection) that may be why an initiation was lost: if a
+    /// handshake is under way, tries again at once instead of at its next turn.
     pub fn nudge(&mut self, now: Instant) {
+        self.try_again(now, MIN_BETWEEN_INITIATIONS);
+    }
+
+    /// The peer answered on another path than the one that our initiation may have taken, which may still be under way there:
+    /// tries again soon instead of at its next turn.
+    pub fn handle_path(&mut self, now: Instant) {
+        self.try_again(now, retry_after(0));
+    }
+
+    /// A relay says that the peer isn't there, so that what was sent there is lost: for some seconds tries again soon instead
+    /// of at its next turn.
+    pub fn handle_absent(&mut self, now: Instant) {
+        let Some(begun) = self.attempt.map(|attempt| attempt.begun) else { return };
+        if now.saturating_duration_since(begun) < ABSENT_FOR {
+            self.try_again(now, retry_after(0));
+            self.attempt.iter_mut().for_each(|attempt| attempt.begun = begun);
+        }
+    }
+
+    /// If a handshake is under way, its next initiation goes out so long after the last one, and the pace is that of the beginning.
+    fn try_again(&mut self, now: Instant, after: Duration) {
         if let Some(attempt) = &mut self.attempt {
-            let earliest = self.last_initiation.map_or(now, |last| last + MIN_BETWEEN_INITIATIONS);
-            *attempt = Attempt { sent: 0, next: attempt.next.min(earliest.max(now)) };
+            let earliest = self.last_initiation.map_or(now, |last| now.max(last + after)).max(attempt.not_before);
+            *attempt = Attempt { begun: now, sent: 0, next: attempt.next.min(earliest), ..*attempt };
         }
     }
 
     /// Asks for new keys although the present ones may be good: the peer may have lost its side of them.
     pub fn renew(&mut self, now: Instant) {
         self.want(now);
-        self.begin_handshake(now);
+        self.begin_handshake(now, 0);
     }
 
     fn want(&mut self, now: Instant) {
         self.last_wanted = Some(now);
         if self.keys.current(now).is_none() {
-            self.begin_handshake(now);
+            self.begin_handshake(now, 0);
         }
     }
 
-    fn begin_handshake(&mut self, now: Instant) {
+    /// `pace` is how many of the retries' intervals to skip.
+    fn begin_handshake(&mut self, now: Instant, pace: usize) {
         if self.attempt.is_none() {
-            let earliest = self.last_initiation.map_or(now, |last| last + MIN_BETWEEN_INITIATIONS);
-            self.attempt = Some(Attempt { sent: 0, next: earliest.max(now) });
+            let earliest = self.last_initiation.map_or(now, |last| now.max(last + MIN_BETWEEN_INITIATIONS));
+            let patience = Duration::ZERO;
+            self.attempt = Some(Attempt { begun: now, sent: pace, next: earliest, not_before: now, patience });
         }
     }
 
@@ -427,11 +511,16 @@ impl Session {
             return None;
         };
         let length = message.len();
-        self.unanswered = index_at(message, 4);
+        self.superseded.extend(self.unanswered);
+        if self.superseded.len() > MAX_SUPERSEDED {
+            self.superseded.pop_front();
+        }
+        self.unanswered = index_at(message, 4).map(|local| Initiation { local, sent: now });
         self.last_initiation = Some(now);
         self.keepalive_at = None;
         if let Some(attempt) = &mut self.attempt {
-            attempt.next = now + retry_after(attempt.sent);
+            attempt.next = now + retry_after(attempt.sent).max(attempt.patience);
+            attempt.not_before = now + attempt.patience;
             attempt.sent = attempt.sent.saturating_add(1);
         }
         Some(length)
@@ -458,10 +547,10 @@ impl Session {
     pub fn handle_timeout(&mut self, now: Instant, identity: &Identity) {
         if self.no_answer_at.is_some_and(|at| at <= now) {
             self.no_answer_at = None;
-            self.begin_handshake(now);
+            self.begin_handshake(now, 0);
         }
         if self.attempt.is_some() && self.last_wanted.is_none_or(|last| now >= last + GIVE_UP_AFTER) {
-            self.attempt = None;
+            self.end_attempt();
             self.unanswered = None;
             self.waiting.clear();
         }
