@@ -1,7 +1,9 @@
-//! What nixtail costs: its hot path alone, its start beside tsnet's, and Nix over it beside Nix over others.
+//! What nixtail costs: its hot path alone, its start and first contact beside tsnet's, and Nix over it beside Nix over others.
 //!
 //! What the tunnel moves through real sockets, `nixtail bench` measures.
 
+#[cfg(target_os = "linux")]
+mod contact;
 #[cfg(target_os = "linux")]
 mod link;
 mod micro;
@@ -33,6 +35,11 @@ enum Command {
     #[cfg(target_os = "linux")]
     Start(start::Args),
     #[cfg(target_os = "linux")]
+    Contact(contact::Args),
+    #[cfg(target_os = "linux")]
+    #[command(hide = true)]
+    ContactNode(contact::node::Args),
+    #[cfg(target_os = "linux")]
     Nats(nats::Args),
     #[cfg(target_os = "linux")]
     Nix(nix::Args),
@@ -45,6 +52,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         #[cfg(target_os = "linux")]
         Some(Command::Start(args)) => start::run(&args),
         #[cfg(target_os = "linux")]
+        Some(Command::Contact(args)) => contact::run(&args),
+        #[cfg(target_os = "linux")]
+        Some(Command::ContactNode(args)) => contact::node::run(&args),
+        #[cfg(target_os = "linux")]
         Some(Command::Nats(args)) => nats::run(&args),
         #[cfg(target_os = "linux")]
         Some(Command::Nix(args)) => nix::run(&args),
@@ -52,6 +63,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             micro::run()?;
             #[cfg(target_os = "linux")]
             start::run(&start::Args::default())?;
+            #[cfg(target_os = "linux")]
+            contact::run(&contact::Args::default())?;
             #[cfg(target_os = "linux")]
             nats::run(&nats::Args::default())?;
             #[cfg(target_os = "linux")]

@@ -16,13 +16,22 @@ pub(crate) const RIGHT: &str = "10.99.0.2";
 /// Joins each machine to our own network namespace, which holds [`CONTROL`]. It forwards nothing, so that the machines
 /// meet on the measured link alone.
 pub(crate) fn join_control(machines: [&Machine; 2]) -> Result<(), Box<dyn Error>> {
-    run("ip", &["addr", "add", &format!("{CONTROL}/32"), "dev", "lo"])?;
+    join_control_at(None, machines)
+}
+
+/// As [`join_control`], with control in a machine of its own.
+pub(crate) fn join_control_at(control: Option<&Machine>, machines: [&Machine; 2]) -> Result<(), Box<dyn Error>> {
+    let there = |arguments: &[&str]| match control {
+        Some(control) => control.ip(arguments),
+        None => run("ip", arguments).map(drop),
+    };
+    there(&["addr", "add", &format!("{CONTROL}/32"), "dev", "lo"])?;
     for (index, machine) in machines.into_iter().enumerate() {
         let (name, id) = (format!("control{index}"), machine.id().to_string());
         let (ours, theirs) = (format!("10.98.{}.1", index + 1), format!("10.98.{}.2", index + 1));
-        run("ip", &["link", "add", &name, "type", "veth", "peer", "name", "control", "netns", &id])?;
-        run("ip", &["addr", "add", &format!("{ours}/30"), "dev", &name])?;
-        run("ip", &["link", "set", &name, "up"])?;
+        there(&["link", "add", &name, "type", "veth", "peer", "name", "control", "netns", &id])?;
+        there(&["addr", "add", &format!("{ours}/30"), "dev", &name])?;
+        there(&["link", "set", &name, "up"])?;
         machine.ip(&["addr", "add", &format!("{theirs}/30"), "dev", "control"])?;
         machine.ip(&["link", "set", "control", "up"])?;
         machine.ip(&["route", "add", CONTROL, "via", &ours])?;

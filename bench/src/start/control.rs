@@ -19,16 +19,16 @@ const RELAY_PORT: u16 = 3340;
 const STUN_PORT: u16 = 3478;
 
 /// A control server. Dropping it ends it.
-pub(super) struct Control {
-    pub(super) url: String,
+pub(crate) struct Control {
+    pub(crate) url: String,
     /// A key that admits any number of nodes.
-    pub(super) key: String,
+    pub(crate) key: String,
     _running: Vec<Running>,
 }
 
 impl Control {
     /// The devnet, with so many made-up nodes in it.
-    pub(super) fn devnet(folder: &Path, machine: &Machine, crowd: usize) -> Result<Self, Box<dyn Error>> {
+    pub(crate) fn devnet(folder: &Path, machine: &Machine, crowd: usize) -> Result<Self, Box<dyn Error>> {
         let program = folder.join("bin/nixtail").display().to_string();
         let crowd = crowd.to_string();
         let line = ["devnet", "--listen", RIGHT, "--force", "--allow-all", "--crowd", &crowd];
@@ -42,11 +42,12 @@ impl Control {
         Ok(Self { url: word("TS_CONTROL_URL")?, key: word("TS_AUTHKEY")?, _running: vec![devnet] })
     }
 
-    pub(super) fn headscale(folder: &Path, machine: &Machine) -> Result<Self, Box<dyn Error>> {
+    /// headscale and a relay, at that address of the machine, for ephemeral nodes.
+    pub(crate) fn headscale(folder: &Path, machine: &Machine, address: &str) -> Result<Self, Box<dyn Error>> {
         let program = |name: &str| folder.join("bin").join(name).display().to_string();
         let file = |name: &str| machine.path(name).display().to_string();
         let relay = format!(
-            "-a {RIGHT}:{RELAY_PORT} -hostname={RIGHT} -certmode=manual -certdir={} -c {} -http-port=-1 -stun-port={STUN_PORT}",
+            "-a {address}:{RELAY_PORT} -hostname={address} -certmode=manual -certdir={} -c {} -http-port=-1 -stun-port={STUN_PORT}",
             file("certificates"),
             file("derper.key"),
         );
@@ -56,8 +57,8 @@ impl Control {
             let (_, rest) = log.split_once("\"CertName\":\"")?;
             Some(rest.split_once('"')?.0.to_owned())
         })?;
-        fs::write(file("derp.yaml"), derp_map(&pin))?;
-        fs::write(file("headscale.yaml"), configuration(&file))?;
+        fs::write(file("derp.yaml"), derp_map(address, &pin))?;
+        fs::write(file("headscale.yaml"), configuration(address, &file))?;
         let configuration = file("headscale.yaml");
         let serve = machine.command(&program("headscale"), &["serve", "--config", &configuration]);
         let mut headscale = machine.start_inside("headscale", serve)?;
@@ -71,25 +72,25 @@ impl Control {
         let key = command(&["preauthkeys", "create", "--user", "1", "--reusable", "--ephemeral", "--output", "json"])?;
         let key: serde_json::Value = serde_json::from_str(&key)?;
         let key = key.get("key").and_then(|key| key.as_str()).ok_or("headscale made no key")?.to_owned();
-        Ok(Self { url: format!("http://{RIGHT}:{PORT}"), key, _running: vec![headscale, relay] })
+        Ok(Self { url: format!("http://{address}:{PORT}"), key, _running: vec![headscale, relay] })
     }
 }
 
-fn derp_map(pin: &str) -> String {
+fn derp_map(address: &str, pin: &str) -> String {
     format!(
         "regions:\n  900:\n    regionid: 900\n    regioncode: bench\n    regionname: Bench\n    nodes:\n      \
-         - name: bench1\n        regionid: 900\n        hostname: {RIGHT}\n        certname: \"{pin}\"\n        \
-         ipv4: {RIGHT}\n        ipv6: none\n        stunport: {STUN_PORT}\n        derpport: {RELAY_PORT}\n"
+         - name: bench1\n        regionid: 900\n        hostname: {address}\n        certname: \"{pin}\"\n        \
+         ipv4: {address}\n        ipv6: none\n        stunport: {STUN_PORT}\n        derpport: {RELAY_PORT}\n"
     )
 }
 
-fn configuration(file: &impl Fn(&str) -> String) -> String {
+fn configuration(address: &str, file: &impl Fn(&str) -> String) -> String {
     let (noise, database, socket, map) =
         (file("noise.key"), file("headscale.sqlite"), file("headscale.sock"), file("derp.yaml"));
     format!(
         r#"
-server_url: http://{RIGHT}:{PORT}
-listen_addr: {RIGHT}:{PORT}
+server_url: http://{address}:{PORT}
+listen_addr: {address}:{PORT}
 metrics_listen_addr: 127.0.0.1:0
 grpc_listen_addr: 127.0.0.1:0
 noise:

@@ -1,7 +1,7 @@
 //! How long a start takes: from the start of the process to a netmap and a home relay, ours beside tsnet's with the same
 //! control server, stage by stage, and how many round trips that is.
 
-mod control;
+pub(crate) mod control;
 mod starts;
 
 use std::error::Error;
@@ -113,7 +113,7 @@ fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
     }
     if headscale.is_some() {
         let _link = Link::emulated(machines, Conditions::CLEAN)?;
-        let control = Control::headscale(&folder, server)?;
+        let control = Control::headscale(&folder, server, RIGHT)?;
         places.push(Place { name: "headscale", starts: starts::measure(&folder, node, &control, &who, args.rounds)? });
     }
     let &[near, far, ..] = round_trips.as_slice() else { return Err("two links were to be measured".into()) };

@@ -1,6 +1,7 @@
 // Tsnet-peer joins a tailnet with Tailscale's own library and says how far it got: one JSON line on stdout for each step
 // ("online", "home"), with the milliseconds since its start, or one with the error that it ended with. Credentials come from
-// the environment, by tsnet's own rules. It leaves when its stdin ends.
+// the environment, by tsnet's own rules. It leaves when its stdin ends. With a port it also takes part in first contacts, see
+// contact.go.
 package main
 
 import (
@@ -32,6 +33,10 @@ type step struct {
 	Tags      []string `json:"tags,omitempty"`
 	Region    string   `json:"region,omitempty"`
 	Error     string   `json:"error,omitempty"`
+	// Microseconds of a first contact: until the peer was in the netmap, from there to a connection, to the first byte back.
+	Seen      int64 `json:"seen_us,omitempty"`
+	Connected int64 `json:"connected_us,omitempty"`
+	Answered  int64 `json:"answered_us,omitempty"`
 }
 
 var started = time.Now()
@@ -51,8 +56,8 @@ func say(s step) {
 }
 
 func run() error {
-	if len(os.Args) != 4 {
-		return errors.New("usage: tsnet-peer CONTROL_URL HOSTNAME TAGS")
+	if len(os.Args) != 4 && len(os.Args) != 5 {
+		return errors.New("usage: tsnet-peer CONTROL_URL HOSTNAME TAGS [PORT]")
 	}
 	folder, err := os.MkdirTemp("", "tsnet-peer")
 	if err != nil {
@@ -94,7 +99,12 @@ func run() error {
 		}
 	}
 	say(step{Step: "home", Region: status.Self.Relay})
-	if _, err := io.Copy(io.Discard, os.Stdin); err != nil {
+	if len(os.Args) == 5 {
+		err = contact(server, client, os.Args[4])
+	} else {
+		_, err = io.Copy(io.Discard, os.Stdin)
+	}
+	if err != nil {
 		return err
 	}
 	leaving, cancel := context.WithTimeout(context.Background(), 5*time.Second)
