@@ -7,6 +7,7 @@ pub mod bench;
 pub mod builder;
 #[cfg(feature = "cli")]
 pub mod cli;
+mod clock;
 pub mod control;
 #[cfg(feature = "ssh-nix")]
 pub mod coordinator;

@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::Stages;
 use crate::auth::Credential;
+use crate::clock::unix_now;
 pub use crate::net::connect::ProxyFailure;
 use crate::state::KeptIdentity;
 use client::Client;
@@ -350,8 +351,7 @@ fn is_final(error: &ControlError, is_registered: bool) -> bool {
 
 /// Our own clock.
 pub(crate) fn clock() -> Timestamp {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    Timestamp::from_unix(i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
+    Timestamp::from_unix(unix_now())
 }
 
 /// How long to wait after an error: what control says, else longer and longer.

@@ -19,6 +19,9 @@ use super::tls::{Trust, client_config};
 
 /// How long one address is tried alone, before the next one is tried beside it.
 const NEXT_ADDRESS_DELAY: Duration = Duration::from_millis(200);
+/// How long what we sent may stay unacknowledged by the other side's system, which does that whatever its program does. Then a new
+/// connection is worth more: those who made it dial again.
+const UNANSWERED: Duration = Duration::from_secs(10);
 /// Bytes of a proxy's answer that are read at once.
 const READ: usize = 4096;
 
@@ -90,6 +93,7 @@ pub(crate) async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
                 Ok(stream) => {
                     // What is written is written whole; waiting for more would only delay it.
                     stream.set_nodelay(true)?;
+                    end_when_unanswered(&stream);
                     return Ok(stream);
                 }
                 Err(error) => {
@@ -99,6 +103,19 @@ pub(crate) async fn connect(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             () = sleep(NEXT_ADDRESS_DELAY), if waiting.len() > 0 => {}
         }
     }
+}
+
+/// Lets the system end a connection whose other side acknowledges nothing for [`UNANSWERED`]. By itself it goes on for a quarter of
+/// an hour, at intervals that double: a network that was gone for 20 s would be used again only after up to 20 s more.
+fn end_when_unanswered(stream: &TcpStream) {
+    #[cfg(target_os = "linux")]
+    {
+        // Where a sandbox doesn't know it, the connection works all the same.
+        let limit = u32::try_from(UNANSWERED.as_millis()).unwrap_or(u32::MAX);
+        let _ = rustix::net::sockopt::set_tcp_user_timeout(stream, limit);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (stream, UNANSWERED);
 }
 
 /// Looks a host up (a name, or an address without brackets) and connects to it.

@@ -5,13 +5,14 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, Weak};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::Instant;
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::ssh_policy::{self, Acceptance, AdmissionEnd, Decision, PrincipalFacts, Rejection, as_local_user};
 use tokio::sync::watch;
 
 use super::flow::lock;
+use crate::clock::unix_now;
 
 #[cfg(test)]
 mod tests;
@@ -182,8 +183,4 @@ impl Admission {
         // The sender is `self`'s: this fails never.
         let _ = self.stay.subscribe().wait_for(Option::is_some).await;
     }
-}
-
-pub(super) fn unix_now() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| i64::try_from(since.as_secs()).unwrap_or(i64::MAX))
 }

@@ -6,8 +6,9 @@ use nixtail_proto::netmap::Netmap;
 use nixtail_proto::ssh_policy::{Asker, Authority, Decision, Rejection};
 use tokio::sync::watch;
 
-use super::admission::{Authorizer, Peer, unix_now};
+use super::admission::{Authorizer, Peer};
 use super::flow::lock;
+use crate::clock::unix_now;
 
 /// Judges by the newest netmap, and by the node that it has for the peer now.
 pub struct NetmapAuthorizer {

@@ -1,14 +1,15 @@
 //! headscale 0.27.1: SQLite, its DERP map naming one [`Relay`]; plain HTTP on loopback, unless it is put at a [`Site`].
 
 use std::fs;
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use rustix::process::Signal;
 use serde::Deserialize;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::network::answers;
 use super::process::{Process, run_ok};
 use super::relay::Relay;
 use super::{Lost, PATIENCE, free_tcp_port, peers, start_with_ports, wait_for};
@@ -24,7 +25,7 @@ pub struct Headscale {
     process: Process,
     program: PathBuf,
     folder: TempDir,
-    url: String,
+    site: Site,
     user: u64,
     /// Where its nodes meet.
     pub relay: Relay,
@@ -39,7 +40,7 @@ pub struct Site {
     pub url: String,
     /// The address and port that it listens on.
     pub listen: String,
-    /// An address and port at which it can be reached from here.
+    /// An address and port at which it can be reached from here, or from where it is.
     pub reached: String,
     /// Its certificate and key, where it speaks TLS.
     pub tls: Option<(PathBuf, PathBuf)>,
@@ -107,25 +108,45 @@ impl Headscale {
         let at = |name: &str| folder.path().join(name).display().to_string();
         fs::write(at("derp.yaml"), relay.map_file()).expect("write the DERP map");
         fs::write(at("config.yaml"), config(&at, site)).expect("write the configuration");
+        let process = Self::serve(program, folder.path(), site)?;
+        Ok(Self { process, program: program.to_owned(), folder, site: site.clone(), user: 0, relay })
+    }
+
+    /// Starts the program with the configuration in `folder`, and waits until it listens.
+    fn serve(program: &Path, folder: &Path, site: &Site) -> Result<Process, Lost> {
+        let at = |name: &str| folder.join(name).display().to_string();
         let mut words = site.entrance.clone();
         words.extend([program.display().to_string(), "serve".to_owned(), "--config".to_owned(), at("config.yaml")]);
-        let (log, home) = (folder.path().join("log"), at(""));
+        let (log, home) = (folder.join("log"), at(""));
+        let socket = folder.join("sock");
+        // A killed one leaves it behind.
+        let _ = fs::remove_file(&socket);
         let mut process =
             Process::start("headscale", Path::new(&words[0]), &words[1..], [("HOME", home.as_str())], &log);
-        let socket = folder.path().join("sock");
         wait_for("headscale to listen", PATIENCE, || {
             if process.ended().is_some() {
                 return Some(Err(Lost(process.log())));
             }
-            let serves = socket.exists() && TcpStream::connect(&site.reached).is_ok();
+            let serves = socket.exists() && answers(&site.entrance, &site.reached);
             serves.then_some(Ok(()))
         })?;
-        Ok(Self { process, program: program.to_owned(), folder, url: site.url.clone(), user: 0, relay })
+        Ok(process)
+    }
+
+    /// Kills it: its connections break, and nothing listens any more.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait(PATIENCE);
+    }
+
+    /// Starts it anew where it was, after a [`Headscale::kill`], with all that it knew.
+    pub fn restart(&mut self) {
+        self.process = Self::serve(&self.program, self.folder.path(), &self.site).expect("control comes back");
     }
 
     /// What a node is told as its login server.
     pub fn url(&self) -> &str {
-        &self.url
+        &self.site.url
     }
 
     /// What the server has logged.

@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_in_result, reason = "what goes wrong here fails the test")]
 
 pub mod headscale;
+pub mod network;
 pub mod nixnode;
 pub mod nixtail;
 pub mod peers;

@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
+use super::network::Namespace;
 use super::process::{Process, run, run_ok};
 use super::{PATIENCE, wait_for};
 
@@ -39,6 +40,19 @@ impl Nixtail {
         more: &[&str],
         environment: &[(&str, String)],
     ) -> Self {
+        Self::start_on(Namespace::default(), command, control_url, key, hostname, more, environment)
+    }
+
+    /// As [`Self::start_in`], in another network.
+    pub fn start_on(
+        network: Namespace,
+        command: &str,
+        control_url: &str,
+        key: &str,
+        hostname: &str,
+        more: &[&str],
+        environment: &[(&str, String)],
+    ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let begun = Instant::now();
         let socket = folder.path().join("sock").display().to_string();
@@ -47,7 +61,7 @@ impl Nixtail {
         let mut env =
             vec![("TS_AUTHKEY", key), ("HOME", folder.path().to_str().expect("a plain path")), ("NO_COLOR", "1")];
         env.extend(environment.iter().map(|(name, value)| (*name, value.as_str())));
-        let process = Process::start(hostname, &program(), args, env, &folder.path().join("log"));
+        let process = Process::start_in(network, hostname, &program(), args, env, &folder.path().join("log"));
         let mut node = Self { process, folder, start_time: Duration::ZERO };
         wait_for("nixtail to be ready", 2 * PATIENCE, || {
             assert!(node.process.ended().is_none(), "nixtail ended at once:\n{}", node.process.log());

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::GLANCE;
+use super::network::Namespace;
 
 /// How long a process may take to end after SIGTERM.
 const GRACE: Duration = Duration::from_secs(5);
@@ -37,9 +38,22 @@ impl Process {
         env: impl IntoIterator<Item = (&'e str, &'e str)>,
         log: &Path,
     ) -> Self {
-        let out = File::create(log).expect("create the log");
+        Self::start_in(Namespace::default(), name, program, args, env, log)
+    }
+
+    /// As [`Self::start`], in another network. What an earlier one wrote to `log` is kept.
+    pub fn start_in<'e>(
+        network: Namespace,
+        name: &str,
+        program: &Path,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        env: impl IntoIterator<Item = (&'e str, &'e str)>,
+        log: &Path,
+    ) -> Self {
+        let out = File::options().create(true).append(true).open(log).expect("open the log");
         let child = Command::new("setpriv")
             .args(["--pdeathsig", "KILL", "--"])
+            .args(network.entrance())
             .arg(program)
             .args(args)
             .env_clear()

@@ -1,10 +1,12 @@
 //! Tailscale's own relay: DERP over TLS, and STUN, on loopback unless it is put elsewhere.
 
-use std::net::{Ipv4Addr, Ipv6Addr, TcpStream};
-use std::path::Path;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::path::{Path, PathBuf};
 
+use rustix::process::Signal;
 use tempfile::TempDir;
 
+use super::network::answers;
 use super::process::Process;
 use super::{Lost, PATIENCE, free_tcp_port, free_udp_port, start_with_ports, wait_for};
 
@@ -29,11 +31,15 @@ pub struct Site {
 /// A `derper` with a self-signed certificate, which clients know by its pin.
 pub struct Relay {
     process: Process,
+    program: PathBuf,
     site: Site,
     /// The DERP map's `CertName`: `sha256-raw:` and the certificate's SHA-256 in hex.
     pub cert_name: String,
-    _folder: TempDir,
+    folder: TempDir,
 }
+
+/// The last that it says before it listens.
+const SERVES: &str = "derper: serving on ";
 
 impl Relay {
     /// Starts one and waits until it serves.
@@ -52,8 +58,14 @@ impl Relay {
 
     fn try_start(derper: &Path, site: Site) -> Result<Self, Lost> {
         let folder = tempfile::tempdir().expect("a folder");
-        let at = |name: &str| folder.path().join(name).display().to_string();
-        let Site { v4, v6, derp_port, stun_port, .. } = site;
+        let (process, cert_name) = Self::serve(derper, folder.path(), &site)?;
+        Ok(Self { process, program: derper.to_owned(), site, cert_name, folder })
+    }
+
+    /// Starts the program with what is in `folder`, and waits until it listens; returns its pin, too.
+    fn serve(derper: &Path, folder: &Path, site: &Site) -> Result<(Process, String), Lost> {
+        let at = |name: &str| folder.join(name).display().to_string();
+        let &Site { v4, v6, derp_port, stun_port, .. } = site;
         let mut words = site.entrance.clone();
         words.extend([
             derper.display().to_string(),
@@ -67,7 +79,8 @@ impl Relay {
             "-http-port=-1".to_owned(),
             format!("-stun-port={stun_port}"),
         ]);
-        let (log, home) = (folder.path().join("log"), at("home"));
+        let (log, home) = (folder.join("log"), at("home"));
+        let served_before = std::fs::read_to_string(&log).unwrap_or_default().matches(SERVES).count();
         let mut process = Process::start("derper", Path::new(&words[0]), &words[1..], [("HOME", home.as_str())], &log);
         let pin = wait_for("derper's certificate pin", PATIENCE, || {
             if process.ended().is_some() {
@@ -77,9 +90,23 @@ impl Relay {
             let (_, rest) = log.split_once("\"CertName\":\"")?;
             let (pin, _) = rest.split_once('"')?;
             // It tells its pin before it listens.
-            TcpStream::connect((v4, derp_port)).ok().map(|_| Ok(pin.to_owned()))
+            let serves =
+                log.matches(SERVES).count() > served_before && answers(&site.entrance, &format!("{v4}:{derp_port}"));
+            serves.then(|| Ok(pin.to_owned()))
         })?;
-        Ok(Self { process, site, cert_name: pin, _folder: folder })
+        Ok((process, pin))
+    }
+
+    /// Kills it, so that it has no time to say goodbye.
+    pub fn kill(&mut self) {
+        self.process.signal(Signal::KILL);
+        self.process.wait(PATIENCE);
+    }
+
+    /// Starts it anew where it was, after a [`Relay::kill`], and waits until it serves.
+    pub fn restart(&mut self) {
+        let back = Self::serve(&self.program, self.folder.path(), &self.site);
+        (self.process, _) = back.expect("a relay comes back");
     }
 
     /// Where DERP over TLS is served.

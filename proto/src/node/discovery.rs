@@ -7,7 +7,7 @@ use super::knocks::Knocker;
 use super::{Destination, Node, PeerId};
 use crate::disco::{self, MAX_ENDPOINTS, Message, TransactionId};
 use crate::key::NodePublic;
-use crate::stack::DEFAULT_MTU;
+use crate::stack::{DEFAULT_MTU, PEER_SILENCE};
 use crate::tailcfg::RegionId;
 use crate::tunnel::paths::{Output, Via};
 use crate::tunnel::session;
@@ -57,6 +57,8 @@ impl Node {
             Message::Pong { txid, .. } => {
                 let Some(pong) = tunnel.paths.handle_pong(now, via, txid) else { return };
                 tunnel.session.handle_path(now);
+                let silence = tunnel.last_heard.map(|last| now.saturating_duration_since(last));
+                self.handle_heard(now, id, silence.is_none_or(|silence| silence >= PEER_SILENCE), false);
                 self.handle_disco_pong(id, pong);
             }
             Message::CallMeMaybe { endpoints } if claimed.is_some() => {

@@ -9,6 +9,7 @@ use crate::disco;
 use crate::filter::{self, DropReason, Filter, Verdict};
 use crate::key::NodePublic;
 use crate::packet::Packet;
+use crate::stack::PEER_SILENCE;
 use crate::stun;
 use crate::tailcfg::{self, RegionId};
 use crate::tunnel::handshake::{Admission, COOKIE_ROOM, Source};
@@ -20,6 +21,9 @@ pub(super) const INITIATION: u32 = 1;
 const RESPONSE: u32 = 2;
 const COOKIE_REPLY: u32 = 3;
 const DATA: u32 = 4;
+
+/// First byte of a response.
+const RESPONSE_TYPE: u8 = 2;
 
 /// The peer that a relay says a packet is from; `None` for one that came by UDP.
 type Claimed = Option<(PeerId, NodePublic)>;
@@ -95,7 +99,7 @@ impl Node {
         let peer = self.peers.get_mut(id).ok_or(SessionError::NoKeys)?;
         let tunnel = peer.tunnel.as_mut().ok_or(SessionError::NoKeys)?;
         let filter = if is_jailed(&peer.node) { &mut self.jail } else { &mut self.filter };
-        let (drops, mut rejection, mut result) = (&mut self.drops, None, Ok(()));
+        let (drops, mut rejection, mut result, mut is_back) = (&mut self.drops, None, Ok(()), false);
         self.incoming.push_up_to(id, packet.len(), |out| {
             let length = match tunnel.session.open(now, packet, out) {
                 Ok(length) => length,
@@ -105,7 +109,8 @@ impl Node {
                 }
             };
             tunnel.bytes_received += packet.len() as u64;
-            tunnel.last_heard = Some(now);
+            let silence = tunnel.handle_heard(now);
+            is_back = silence.is_none_or(|silence| silence >= PEER_SILENCE);
             let content = out.get(..length?)?;
             match admit(content, &peer.addresses, &peer.node, filter) {
                 Admitted::Yes => length,
@@ -124,6 +129,7 @@ impl Node {
         });
         // Forgeries move no timer.
         result?;
+        self.handle_heard(now, id, is_back, true);
         self.schedule.wake(id);
         if let Some(rejection) = rejection {
             self.stack.send_packet(id, rejection);
@@ -210,11 +216,20 @@ impl Node {
         let made = self.peers.with_tunnel(id, &self.identity, self.direct, &mut self.rng);
         let (node, tunnel) = made.ok_or(SessionError::NoKeys)?;
         let mut out = [0; HANDSHAKE_ROOM];
-        let length = tunnel.session.handle_handshake(now, Some(source), packet, &mut out)?;
+        let handled = tunnel.session.handle_handshake(now, Some(source), packet, &mut out);
+        if handled == Err(SessionError::Replayed) {
+            // It may want to ask back.
+            self.schedule.wake(id);
+        }
+        let length = handled?;
         tunnel.bytes_received += packet.len() as u64;
-        tunnel.last_heard = Some(now);
+        let silence = tunnel.handle_heard(now);
         let key = node.key;
         tracing::debug!(peer = %key, ?via, answered = length > 0, "a handshake message came");
+        let is_back = silence.is_none_or(|silence| silence >= PEER_SILENCE);
+        // Who asks for keys has them only when it uses them.
+        let has_keys = packet.first() == Some(&RESPONSE_TYPE);
+        self.handle_heard(now, id, is_back, has_keys);
         self.schedule.wake(id);
         let Some(answer) = out.get(..length).filter(|answer| !answer.is_empty()) else {
             return Ok(());
@@ -241,6 +256,16 @@ impl Node {
         }
         self.note_activity(now);
         Ok(())
+    }
+
+    /// Something authentic came from a peer. `is_back`: after a silence; `has_keys`: it can open what we seal now.
+    pub(super) fn handle_heard(&mut self, now: Instant, id: PeerId, is_back: bool, has_keys: bool) {
+        let tunnel = self.peers.get_mut(id).and_then(|peer| peer.tunnel.as_mut());
+        if tunnel.is_some_and(|tunnel| has_keys && std::mem::take(&mut tunnel.was_restarted)) {
+            self.stack.probe_peer(now, id);
+        } else if is_back {
+            self.stack.handle_peer_back(now, id);
+        }
     }
 
     fn flush_incoming(&mut self, now: Instant) {

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::engine::Engine;
-use super::{CONNECT_TIMEOUT, ConnectionError, HALF_OPEN_TIMEOUT, SILENCE_TIMEOUT};
+use super::{CONNECT_TIMEOUT, ConnectionError, HALF_OPEN_TIMEOUT, PEER_SILENCE, SILENCE_TIMEOUT};
 
 /// What makes a connection: both ends, and through whose WireGuard session it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -79,6 +79,8 @@ pub(super) struct Connection<P> {
     pub(super) opened: Instant,
     /// When a packet of this connection arrived last.
     pub(super) last_heard: Instant,
+    /// When the peer was last asked at once because something was heard, or known, of it.
+    pub(super) asked: Option<Instant>,
     /// It is in the queue of those with something to send.
     pub(super) dirty: bool,
     /// Its entry among the timers.
@@ -99,6 +101,7 @@ impl<P> Connection<P> {
             life: Life::Running(Box::new(engine)),
             opened: now,
             last_heard: now,
+            asked: None,
             dirty: false,
             timer: None,
             wants_read: true,
@@ -112,6 +115,12 @@ impl<P> Connection<P> {
             Life::Running(engine) => Some(engine),
             Life::Ended { .. } => None,
         }
+    }
+
+    /// Whether nothing came from the peer for a while, and it wasn't asked just now either.
+    pub(super) fn is_quiet(&self, now: Instant) -> bool {
+        let since = self.asked.map_or(self.last_heard, |at| at.max(self.last_heard));
+        now.saturating_duration_since(since) >= PEER_SILENCE
     }
 
     /// By when it must have got further, and what it fails with else.

@@ -230,6 +230,7 @@ impl Engine {
     ) -> bool {
         let late = self.repeat_at.is_some_and(|at| at <= now);
         if late {
+            self.repeat_at = None;
             self.ahead += LONGER_THAN_ANY_PAUSE;
         }
         let substantial = self.sent.substantial;
@@ -257,8 +258,13 @@ impl Engine {
         Some(clock.caller_time(now, at))
     }
 
+    /// Repeats at its next turn what the peer has to acknowledge, or else asks it for a sign of life.
+    pub(super) fn hasten(&mut self, now: EngineInstant) {
+        self.repeat_at = Some(now);
+    }
+
     /// Whether the peer has something to acknowledge.
-    fn owes(&self) -> bool {
+    pub(super) fn owes(&self) -> bool {
         let closes = matches!(self.socket().state(), State::FinWait1 | State::Closing | State::LastAck);
         closes || self.phase() == Phase::Opening || self.socket().send_queue() > 0
     }

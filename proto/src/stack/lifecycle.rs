@@ -31,6 +31,33 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         }
     }
 
+    /// `peer` was heard again after a silence: what it owes is repeated at once instead of within
+    /// [`super::REPEAT_WITHIN`].
+    pub fn handle_peer_back(&mut self, now: Instant, peer: P) {
+        for id in self.ids(|connection| connection.flow.peer == peer && connection.is_quiet(now)) {
+            let owes = |connection: &mut Connection<P>| connection.engine().is_some_and(|engine| engine.owes());
+            if self.connections.get_mut(&id).is_some_and(owes) {
+                self.ask(now, id);
+            }
+        }
+    }
+
+    /// `peer` may have been restarted and know nothing of its connections: each asks it for a sign of life at once. A RST is one, too.
+    pub fn probe_peer(&mut self, now: Instant, peer: P) {
+        for id in self.ids(|connection| connection.flow.peer == peer) {
+            self.ask(now, id);
+        }
+    }
+
+    fn ask(&mut self, now: Instant, id: ConnectionId) {
+        let engine_now = self.clock.engine_time(now);
+        if let Some(connection) = self.connections.get_mut(&id) {
+            connection.asked = Some(now);
+            connection.engine().into_iter().for_each(|engine| engine.hasten(engine_now));
+            self.mark(id);
+        }
+    }
+
     /// If we were frozen ourselves, the peers could not be heard: their silence starts anew.
     fn forgive_own_freeze(&mut self, now: Instant) {
         let due = self.timers.first().map(|(at, _)| *at);

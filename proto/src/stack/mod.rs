@@ -59,6 +59,9 @@ const ACKNOWLEDGE_WITHIN: Duration = Duration::from_millis(5);
 pub const REPEAT_WITHIN: Duration = Duration::from_secs(5);
 /// A peer that sent nothing for so long is gone.
 pub const SILENCE_TIMEOUT: Duration = Duration::from_secs(45);
+/// Who was silent for so long is back when it is heard, and its connections are looked after ([`Stack::handle_peer_back`]): longer
+/// than the first repetition takes by itself.
+pub const PEER_SILENCE: Duration = Duration::from_secs(2);
 /// How long our own SYN may stay unanswered.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(45);
 /// How long a peer may take for its handshake (SYN-ACKs go out after 0, 1, 3, 7, 12 and 17 seconds).

@@ -405,6 +405,71 @@ fn a_pause_of_the_owner_is_no_pause_of_the_peer() {
     assert_eq!(pair.packets - before, 2, "the data and its acknowledgement");
 }
 
+/// A path that was gone for any time carries bytes again within a round trip or two of the peer's being heard.
+#[test]
+fn what_is_unacknowledged_is_repeated_when_the_peer_is_back() {
+    for cut in [4, 9, 17, 20, 29] {
+        let mut pair = Pair::new(Link::with_round_trip(100));
+        let (client, server) = pair.connected(22);
+        pair.cut = true;
+        for (end, id) in [(0, client), (1, server.id)] {
+            assert_eq!(pair.stacks[end].write(pair.now, id, &[7; 50_000]), Ok(50_000));
+        }
+        pair.pass(cut * SECOND);
+        pair.cut = false;
+        let back = pair.now;
+        for end in 0..2 {
+            pair.stacks[end].handle_peer_back(pair.now, 1 - end);
+        }
+        // Heard twice in a moment: nothing more follows.
+        pair.settle();
+        let packets = pair.packets;
+        pair.stacks[0].handle_peer_back(pair.now, 1);
+        pair.settle();
+        assert_eq!(pair.packets, packets);
+        let mut read = [0, 0];
+        pair.until(2 * SECOND, |pair| {
+            for (end, id) in [(0, client), (1, server.id)] {
+                read[end] += pair.read_all(end, id).0.len();
+            }
+            read == [50_000, 50_000]
+        });
+        eprintln!("figure: {cut} s cut, all there {:?} after the peer is back", pair.now - back);
+        // Time goes on as before for whoever asks.
+        pair.pass(300 * SECOND);
+        assert_eq!((pair.closed(0, client), pair.closed(1, server.id)), (None, None));
+        assert_eq!(pair.stacks[0].write(pair.now, client, b"more"), Ok(4));
+        pair.pass(SECOND);
+        assert_eq!(pair.read_all(1, server.id).0, b"more");
+        // A side that waits for nothing has nothing to repeat.
+        let packets = pair.packets;
+        pair.stacks[0].handle_peer_back(pair.now + 5 * SECOND, 1);
+        pair.settle();
+        assert_eq!(pair.packets, packets);
+    }
+}
+
+#[test]
+fn a_peer_that_was_restarted_is_found_out_at_once() {
+    let mut pair = Pair::new(Link::with_round_trip(100));
+    let (client, _) = pair.connected(22);
+    pair.pass(33 * SECOND);
+    let other = Pair::new(Link::ideal());
+    let [_, successor] = other.stacks;
+    pair.stacks[1] = successor;
+    pair.stacks[0].probe_peer(pair.now, 1);
+    pair.until(SECOND, |pair| pair.closed(0, client).is_some());
+    assert_eq!(pair.closed(0, client), Some(Some(ConnectionError::Reset)));
+
+    // One that wasn't restarted answers, and the connection goes on.
+    let (client, server) = pair.connected(22);
+    pair.stacks[0].probe_peer(pair.now, 1);
+    pair.pass(33 * SECOND);
+    assert_eq!(pair.stacks[0].write(pair.now, client, b"still there"), Ok(11));
+    pair.pass(SECOND);
+    assert_eq!(pair.read_all(1, server.id).0, b"still there");
+}
+
 #[test]
 fn a_peer_that_does_not_read_slows_the_sender_and_loses_nothing() {
     let mut pair = Pair::new(Link::ideal());

@@ -52,6 +52,8 @@ pub struct Tunnel {
     pub bytes_received: u64,
     /// When something authentic last came from the peer.
     pub last_heard: Option<Instant>,
+    /// It was restarted, and what it knows of our connections hasn't been asked yet: that takes keys that it has.
+    pub was_restarted: bool,
     /// The path that was last told to the world.
     pub told_path: Option<Via>,
 }
@@ -69,6 +71,7 @@ impl Tunnel {
             bytes_sent: 0,
             bytes_received: 0,
             last_heard: None,
+            was_restarted: false,
             told_path: None,
         }
     }
@@ -86,12 +89,18 @@ impl Tunnel {
         if old.disco_key != new.disco_key {
             // It restarted: it knows no keys any more, and listens elsewhere.
             self.disco = None;
+            self.was_restarted = true;
             self.paths.forget();
             if self.last_heard.is_some_and(|last| now.saturating_duration_since(last) < RECENT) {
                 self.session.renew(now);
             }
         }
         self.nudge(now);
+    }
+
+    /// Something authentic came from the peer. Answers how long it had been silent; `None` if it never was heard.
+    pub fn handle_heard(&mut self, now: Instant) -> Option<Duration> {
+        self.last_heard.replace(now).map(|last| now.saturating_duration_since(last))
     }
 
     /// Something about the peer, or a relay, changed: what waits for an answer is tried again at once.

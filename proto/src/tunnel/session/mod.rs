@@ -50,10 +50,14 @@ const UNHURRIED: usize = 3;
 /// For so long after a handshake was begun, or something changed, a relay's word that the peer isn't there brings the next
 /// try near: it may be on its way there. Later it is just not there.
 const ABSENT_FOR: Duration = Duration::from_secs(5);
-/// The next initiation waits no longer than this for the answer to the last one because an earlier answer came late.
-const LONGEST_PATIENCE: Duration = Duration::from_secs(1);
-/// How many unanswered initiations are remembered: those of the last seconds, and answers don't take longer.
-const MAX_SUPERSEDED: usize = 8;
+/// The next initiation waits no longer than this for the answer to the last one because an earlier answer came late. Less than a
+/// round trip would never let one arrive in time, and the relay's buffers are long.
+const LONGEST_PATIENCE: Duration = Duration::from_secs(5);
+/// How many unanswered initiations are remembered: those of the last 5 s at the least, however often something hurries them.
+const MAX_SUPERSEDED: usize = 20;
+/// An initiation that isn't newer than one that we took means nothing within this time of hearing the peer: networks repeat packets.
+/// After it, the peer may be one whose clock was set back.
+const STALE_AFTER: Duration = Duration::from_secs(5);
 /// How many packets wait for a session; the oldest are dropped. As many as wireguard-go stages.
 pub const MAX_WAITING: usize = 128;
 
@@ -163,6 +167,8 @@ pub struct Session {
     /// Those before it that weren't answered either, the oldest first.
     superseded: VecDeque<Initiation>,
     last_initiation: Option<Instant>,
+    /// When the peer last proved that it is there.
+    last_heard: Option<Instant>,
     /// When something was last to be sent to this peer.
     last_wanted: Option<Instant>,
     keepalive_at: Option<Instant>,
@@ -183,6 +189,7 @@ impl Session {
             unanswered: None,
             superseded: VecDeque::new(),
             last_initiation: None,
+            last_heard: None,
             last_wanted: None,
             keepalive_at: None,
             no_answer_at: None,
@@ -225,6 +232,7 @@ impl Session {
             self.end_attempt();
         }
         self.no_answer_at = None;
+        self.last_heard = Some(now);
         if opened.is_some() {
             self.keepalive_at.get_or_insert(now + KEEPALIVE_AFTER);
         }
@@ -277,14 +285,29 @@ impl Session {
                     self.keys.responded(now, local, remote);
                 }
                 self.keepalive_at = None;
+                self.last_heard = Some(now);
                 // The peer's first packet will make these keys ours; leave it the time to come.
                 if let Some(attempt) = &mut self.attempt {
                     attempt.hold(now + retry_after(0));
                 }
                 Ok(answer.len())
             }
-            TunnResult::Err(error) => Err(error.into()),
+            TunnResult::Err(error) => {
+                if matches!(error, WireGuardError::WrongTai64nTimestamp) {
+                    self.handle_stale_initiation(now);
+                }
+                Err(error.into())
+            }
             _ => Err(SessionError::Unexpected),
+        }
+    }
+
+    /// An initiation that the peer made, and that isn't newer than one that we took. Somebody repeats it; or the peer was restarted
+    /// with its clock set back, and every initiation of its own will be refused until that time has come again. What it takes from us
+    /// doesn't hang on its clock: so we ask. Whoever repeats old initiations gets nothing by it but a question to the real peer.
+    fn handle_stale_initiation(&mut self, now: Instant) {
+        if self.last_heard.is_none_or(|last| now.saturating_duration_since(last) >= STALE_AFTER) {
+            self.renew(now);
         }
     }
 
@@ -309,6 +332,7 @@ impl Session {
                     self.keys.initiated(now, local, remote);
                 }
                 self.no_answer_at = None;
+                self.last_heard = Some(now);
                 self.unanswered = None;
                 self.end_attempt();
                 Ok(keepalive.len())
