@@ -238,8 +238,11 @@ impl Paths {
         let trusted = self.is_trusted(now);
         let interval = if self.search.is_some() { URGENT_PING_INTERVAL } else { PING_INTERVAL };
         let Some(candidate) = self.candidate(address) else { return };
+        // Our last ping may have met the peer's NAT before it was open for us, as it is now.
+        let is_open_since =
+            candidate.last_ping.is_some_and(|ping| candidate.last_heard.is_none_or(|heard| heard < ping));
         candidate.last_heard = Some(now);
-        if !trusted && is_due(candidate.last_ping, now, interval) {
+        if !trusted && (is_open_since || is_due(candidate.last_ping, now, interval)) {
             self.ping(now, from, rng);
         }
     }

@@ -420,3 +420,24 @@ fn with_udp_switched_off_nothing_goes_there() {
     probe.paths.probe(probe.now, &mut probe.rng);
     assert!(matches!(probe.outputs()[..], [Output::Ping { to: Via::Derp(7), .. }]));
 }
+
+/// The first of two that ping each other through their NATs meets a closed one. When the second's ping comes, both are open.
+#[test]
+fn who_is_pinged_where_it_was_not_heard_pings_back_at_once() {
+    let mut probe = Probe::new();
+    probe.paths.handle_endpoints(&[at(FAR)]);
+    probe.send();
+    assert_eq!(probe.pinged().len(), 1);
+    let pinged_after = |probe: &mut Probe, millis: u64| {
+        probe.pass(millis);
+        let txid = TransactionId::generate(&mut probe.rng);
+        probe.paths.handle_ping(probe.now, Via::Udp(at(FAR)), txid, &mut probe.rng);
+        let outputs = probe.outputs();
+        assert!(outputs.contains(&Output::Pong { to: Via::Udp(at(FAR)), txid }));
+        outputs.len() - 1
+    };
+    assert_eq!(pinged_after(&mut probe, 20), 1);
+    // Once for each ping of ours, however often the peer asks.
+    assert_eq!(pinged_after(&mut probe, 20), 0);
+    assert_eq!(pinged_after(&mut probe, 20), 0);
+}
