@@ -7,13 +7,14 @@ mod lab;
 #[path = "nats/pair.rs"]
 mod pair;
 
-use lab::sites::{Nat, Side, Site};
+use lab::sites::{FORWARDED_PORT, Nat, Side, Site};
 use pair::Pair;
 
 const OPEN: Site = Site { nat: Nat::Open, wall: false };
 /// What most people sit behind.
 const EASY: Site = Site { nat: Nat::Easy, wall: true };
 const HARD: Site = Site { nat: Nat::Hard, wall: true };
+const FORWARD: Site = Site { nat: Nat::Forward, wall: true };
 
 /// So much more than all queues on the way hold that it was sent later.
 const AMOUNT: u64 = 3 << 20;
@@ -43,6 +44,15 @@ fn a_hard_nat_reaches_a_public_address_directly_from_either_end() {
         pair.moves(AMOUNT);
         pair.finish();
     }
+}
+
+#[test]
+fn a_port_that_somebody_opened_in_a_hard_nat_is_found() {
+    let Some(pair) = Pair::start(EASY, FORWARD) else { return };
+    pair.wait_until_direct();
+    assert_eq!(pair.address_used(Side::Left).unwrap().port(), FORWARDED_PORT);
+    pair.moves(AMOUNT);
+    pair.finish();
 }
 
 #[test]

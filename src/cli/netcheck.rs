@@ -98,7 +98,7 @@ fn lines(source: &str, surveyed: &Surveyed, terminal: &Terminal) -> Vec<String> 
 
 fn nat(surveyed: &Surveyed) -> &'static str {
     match surveyed.mapping_varies {
-        Some(true) => "another address for each destination: direct only to peers that aren't behind such a one, too",
+        Some(true) => "another port for each destination: direct only to peers that anybody may reach",
         Some(false) => "none, or the same address for every destination: direct paths come about",
         None if surveyed.ipv4.is_some() => "unknown: it takes answers from two servers",
         None => "unknown",

@@ -77,7 +77,7 @@ fn udp(surveyed: &Surveyed) -> Check {
         (true, Some(true)) => Check::warning(
             "udp",
             format!("works, as {}; the NAT gives each destination another address", seen.join(" and ")),
-            "direct paths come about only to peers that aren't behind such a NAT, too; others go through a relay",
+            "direct paths come about only to peers that anybody may reach, and with an opened port and --port; others go through a relay",
         ),
         (true, _) => Check::ok("udp", format!("works; others see this machine as {}", seen.join(" and "))),
         (false, _) => Check::warning(
