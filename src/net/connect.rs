@@ -19,8 +19,8 @@ use super::tls::{Trust, client_config};
 
 /// How long one address is tried alone, before the next one is tried beside it.
 const NEXT_ADDRESS_DELAY: Duration = Duration::from_millis(200);
-/// How long what we sent may stay unacknowledged by the other side's system, which does that whatever its program does. Then a new
-/// connection is worth more: those who made it dial again.
+/// How long what we sent may stay unacknowledged by the other side's system, or its program read nothing while we have more. Then a
+/// new connection is worth more: those who made it dial again.
 const UNANSWERED: Duration = Duration::from_secs(10);
 /// Bytes of a proxy's answer that are read at once.
 const READ: usize = 4096;

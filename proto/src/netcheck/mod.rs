@@ -193,12 +193,20 @@ impl Netcheck {
     /// No relay of this region holds a connection: while there is another region, that one is home for the next minutes, since
     /// peers couldn't reach us. Not where nothing else answers, either: then it is the network that is gone.
     pub fn handle_failing_relay(&mut self, now: Instant, region: RegionId) {
-        let network_works = self.report.udp == Some(true) || self.report.latencies.is_empty();
-        if network_works && self.candidates.contains_key(&region) {
+        if !self.candidates.contains_key(&region) {
+            return;
+        }
+        if self.report.udp == Some(true) || self.relay_times.another_answers(now, region) {
             self.failing.insert(region, now + FAILING_FOR);
             if self.report.home == Some(region) {
                 self.choose_home(now);
             }
+        } else if self.report.udp == Some(false)
+            && self.candidates.len() > 1
+            && self.relay_times.is_worth_repeating(now)
+        {
+            // Where UDP reaches nothing, TCP must tell which it is. The next failure comes back here, with the answers.
+            self.begin_measurement(now);
         }
     }
 
@@ -398,15 +406,19 @@ impl Netcheck {
     fn measure_relays(&mut self, now: Instant) {
         let is_lost = self.silent_rounds >= SILENT_ROUNDS || self.history.home_is_guess(self.report.home);
         if is_lost && self.candidates.len() > 1 && self.relay_times.is_due(now) {
-            self.relay_times.begin(now, self.candidates.keys().copied());
-            self.events.push_back(Event::MeasureRelays(self.candidates.keys().copied().collect()));
+            self.begin_measurement(now);
         }
+    }
+
+    fn begin_measurement(&mut self, now: Instant) {
+        self.relay_times.begin(now, self.candidates.keys().copied());
+        self.events.push_back(Event::MeasureRelays(self.candidates.keys().copied().collect()));
     }
 
     fn choose_home(&mut self, now: Instant) {
         let current = self.report.home.filter(|home| self.candidates.contains_key(home));
         let is_settled = match current {
-            Some(_) => !self.has_control,
+            Some(home) => !self.has_control || (self.relay_times.is_open(home) && !self.failing.contains_key(&home)),
             // Rather the nearest in a moment than any at once.
             None => self.report.udp == Some(false) && self.relay_times.is_waiting(),
         };

@@ -10,6 +10,9 @@ use crate::tailcfg::RegionId;
 /// How long a node without a home waits for a first relay's answer. TCP, TLS and a question are four round trips, or more
 /// through a proxy; then any relay is better than none.
 pub(super) const FIRST_ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// For how long an answer shows that the network works: a relay that fails is dialled again every few seconds, and each time it is
+/// looked whether others answer.
+const ANSWER_FRESH: Duration = Duration::from_secs(60);
 
 /// One measurement of all regions, and what came of it.
 #[derive(Debug, Default)]
@@ -18,6 +21,8 @@ pub(super) struct RelayTimes {
     /// Those that haven't answered or failed.
     open: BTreeSet<RegionId>,
     times: BTreeMap<RegionId, Duration>,
+    /// When each region last answered.
+    answered: BTreeMap<RegionId, Instant>,
     /// Until when a choice waits for (further) answers.
     wait: Option<Instant>,
 }
@@ -28,10 +33,15 @@ impl RelayTimes {
         self.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= FULL_INTERVAL)
     }
 
-    /// These regions are being measured.
+    /// Whether to measure out of turn, because the home region's relays hold no connection.
+    pub(super) fn is_worth_repeating(&self, now: Instant) -> bool {
+        self.begun.is_none_or(|begun| now.saturating_duration_since(begun) >= ANSWER_FRESH / 2)
+    }
+
+    /// These regions are being measured. Until one has answered or failed, what it was before stands: else home would go to
+    /// whoever answers first, and back again.
     pub(super) fn begin(&mut self, now: Instant, regions: impl Iterator<Item = RegionId>) {
-        let open = regions.collect();
-        *self = Self { begun: Some(now), open, times: BTreeMap::new(), wait: Some(now + FIRST_ANSWER_TIMEOUT) };
+        (self.begun, self.open, self.wait) = (Some(now), regions.collect(), Some(now + FIRST_ANSWER_TIMEOUT));
     }
 
     /// Takes a region's round trip, or that it can't be reached. Says whether that was the last one.
@@ -41,7 +51,10 @@ impl RelayTimes {
         }
         if let Some(time) = time {
             self.times.insert(region, time);
+            self.answered.insert(region, now);
             self.wait = self.wait.map(|until| until.min(now + time.max(MIN_GRACE)));
+        } else {
+            self.times.remove(&region);
         }
         if self.open.is_empty() {
             self.wait = None;
@@ -61,6 +74,18 @@ impl RelayTimes {
     /// Whether a choice had better wait.
     pub(super) fn is_waiting(&self) -> bool {
         self.wait.is_some()
+    }
+
+    /// Whether this region's answer is still to come.
+    pub(super) fn is_open(&self, region: RegionId) -> bool {
+        self.open.contains(&region)
+    }
+
+    /// Whether another region than this one has just answered, so that it isn't the network that is gone.
+    pub(super) fn another_answers(&self, now: Instant, region: RegionId) -> bool {
+        let fresh =
+            |(other, at): (&RegionId, &Instant)| *other != region && now.saturating_duration_since(*at) < ANSWER_FRESH;
+        self.answered.iter().any(fresh)
     }
 
     /// The round trip to each region that answered.

@@ -359,6 +359,14 @@ fn where_the_network_is_gone_home_stays() {
     world.netcheck.handle_failing_relay(world.now, 1);
     world.run(Duration::from_secs(60));
     assert_eq!(world.homes(), [1]);
+    // For so long that nothing is known of it any more.
+    for _ in 0..150 {
+        world.netcheck.handle_lost_relay(world.now, &mut world.rng);
+        world.netcheck.handle_failing_relay(world.now, 1);
+        world.run(Duration::from_secs(4));
+        world.measure(&[(1, 0), (2, 0)]);
+    }
+    assert_eq!(world.homes(), [1]);
 }
 
 impl World {
@@ -409,6 +417,38 @@ fn a_relay_that_is_far_nearer_takes_over_when_the_last_answer_is_there() {
     assert_eq!(world.homes(), [1, 2]);
     world.measure(&[(1, 1), (7, 1)]);
     assert_eq!(world.home(), Some(2), "an answer that nobody asked for");
+}
+
+#[test]
+fn a_later_measurement_moves_home_by_nothing_but_what_home_answers() {
+    let mut world = World::with(&[0, 0]);
+    world.run(NO_ANSWER_TIMEOUT);
+    world.measure(&[(1, 10), (2, 50)]);
+    world.run(FULL_INTERVAL + 2 * MAX_INTERVAL);
+    assert_eq!((world.homes(), world.measured().len()), (vec![1], 2));
+    // Home's turn comes last.
+    world.measure(&[(2, 50)]);
+    world.run(Duration::from_secs(5));
+    world.measure(&[(1, 10)]);
+    world.run(Duration::from_secs(5));
+    assert_eq!(world.homes(), [1]);
+}
+
+#[test]
+fn without_udp_a_home_whose_relays_hold_no_connection_is_left_if_another_one_answers() {
+    let mut world = World::with(&[0, 0]);
+    world.run(NO_ANSWER_TIMEOUT);
+    world.measure(&[(1, 10), (2, 50)]);
+    world.run(Duration::from_secs(100));
+    // That answer is old: it is asked for again, and the next failure finds it.
+    world.netcheck.handle_failing_relay(world.now, 1);
+    world.netcheck.handle_failing_relay(world.now, 1);
+    world.run(MS);
+    assert_eq!((world.homes(), world.measured().len()), (vec![1], 2));
+    world.measure(&[(1, 10), (2, 50)]);
+    world.netcheck.handle_failing_relay(world.now, 1);
+    world.run(MS);
+    assert_eq!(world.homes(), [1, 2]);
 }
 
 #[test]

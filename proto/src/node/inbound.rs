@@ -183,7 +183,7 @@ impl Node {
 
     /// Somebody whom we don't know wants something. If the netmap tells of it soon, we ask it for a session.
     pub(super) fn handle_knock(&mut self, now: Instant, from: Knocker, region: Option<RegionId>) {
-        tracing::debug!(?from, ?region, "a packet of somebody who isn't in the netmap, yet or any more");
+        tracing::trace!(?from, ?region, "a packet of somebody who isn't in the netmap, yet or any more");
         self.knocks.handle(Knock { from, region, at: now });
     }
 

@@ -12,8 +12,8 @@ use crate::report::{Exit, Failure, plain};
 /// Clocks that are less apart do no harm: control's offset is known to a running agent, and certificates have more slack.
 const TOLERANCE: u64 = 60;
 
-/// Asks the login server for its key. The agent's own measure of control's clock counts before that of the answer, which has
-/// whole seconds and may come from a proxy.
+/// Asks the login server for its key. The time of its answer counts before the agent's own measure of control's clock, which is
+/// against this machine's clock as it was when the agent began.
 pub(super) async fn checks(login_server: &str, proxies: &Proxies, status: Option<&Status>) -> Vec<Check> {
     let shown = plain(login_server);
     let knocked = tokio::time::timeout(DEADLINE, knock(login_server, proxies)).await;
@@ -27,7 +27,7 @@ pub(super) async fn checks(login_server: &str, proxies: &Proxies, status: Option
         }
     };
     let by_answer = date.and_then(|date| http_date(&date)).map(|theirs| theirs.unix().saturating_sub(clock().unix()));
-    let offset = status.map(|status| status.clock_offset_s).or(by_answer);
+    let offset = by_answer.or_else(|| status.map(|status| status.clock_offset_s));
     vec![server, skew(offset)]
 }
 

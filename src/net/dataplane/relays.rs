@@ -24,6 +24,9 @@ const INBOX: usize = 256;
 /// Relays that are measured at the same time, each with a TLS handshake. Tailscale's map has some thirty regions.
 const MEASURED_AT_ONCE: usize = 16;
 
+/// Measurements under way and waiting: some rounds of all regions, which a network that keeps changing may begin before the last one ends.
+const MAX_MEASURING: usize = 256;
+
 /// Something that a relay said, or that was found out about one.
 pub(super) enum RelayInput {
     /// By its connection.
@@ -109,7 +112,8 @@ impl Relays {
 
     /// Begins to measure a region over TCP.
     pub(super) fn measure(&mut self, node: &mut Node, now: Instant, region: RegionId) {
-        let Some(derp) = self.regions.get(&region).cloned() else {
+        let derp = self.regions.get(&region).cloned().filter(|_| self.measuring.len() < MAX_MEASURING);
+        let Some(derp) = derp else {
             node.handle_relay_time(now, region, None);
             return;
         };

@@ -505,7 +505,8 @@ impl Paths {
             return path;
         }
         let is_lost = |best: &Best| {
-            best.asked.is_some_and(|(first, times)| times > 1 && now.saturating_duration_since(first) >= PING_TIMEOUT)
+            let silent = |(first, times)| times > 1 && now.saturating_duration_since(first) >= PING_TIMEOUT;
+            best.given_up || best.asked.is_some_and(silent)
         };
         let is_quiet = |best: &Best| before == Some(Via::Udp(best.address)) && !is_lost(best);
         if self.best.as_ref().is_some_and(is_quiet) { before } else { path }
@@ -555,6 +556,12 @@ impl Paths {
         }
         if is_due(self.last_send, now, ACTIVE_FOR) {
             self.heartbeat_at = None;
+            // What is still unanswered says nothing of how things are when packets go there again.
+            if let Some(best) = &mut self.best {
+                best.asked = None;
+                let address = Via::Udp(best.address);
+                self.pings.retain(|ping| ping.to != address);
+            }
             return;
         }
         self.heartbeat_at = Some(now + HEARTBEAT_EVERY);
