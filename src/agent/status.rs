@@ -5,7 +5,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use nixtail_proto::key::NodePublic;
 use nixtail_proto::tailcfg::{NetInfo, RegionId};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::stages::StageTime;
 
@@ -52,7 +53,15 @@ pub struct Network {
     /// Whether the NAT gives each destination another address of ours; unknown where fewer than two servers answered.
     pub mapping_varies: Option<bool>,
     /// The best round trip of the last minutes to each region that answered over UDP, in milliseconds.
+    #[serde(deserialize_with = "by_region")]
     pub latencies_ms: BTreeMap<RegionId, f64>,
+}
+
+/// JSON's keys are strings. Inside of a flattened struct (a builder's or coordinator's status) serde doesn't see that they are numbers.
+fn by_region<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<RegionId, f64>, D::Error> {
+    let by_name = BTreeMap::<String, f64>::deserialize(deserializer)?;
+    let parsed = by_name.into_iter().map(|(region, time)| Ok((region.parse().map_err(D::Error::custom)?, time)));
+    parsed.collect()
 }
 
 impl From<NetInfo> for Network {
@@ -183,4 +192,27 @@ pub struct Pong {
     pub latency_ms: f64,
     /// The path that it took.
     pub path: Path,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a coordinator's and a builder's status hold it.
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    struct Around {
+        #[serde(flatten)]
+        network: Network,
+    }
+
+    #[test]
+    fn what_is_known_of_regions_is_read_inside_of_another_status_too() {
+        let latencies_ms = BTreeMap::from([(1, 9.5), (900, 0.2)]);
+        let network = Network { udp: Some(true), ipv6: None, mapping_varies: None, latencies_ms };
+        let around = Around { network };
+        let json = serde_json::to_string(&around).unwrap();
+        assert_eq!(serde_json::from_str::<Around>(&json).unwrap(), around);
+        let bad = json.replace("900", "far");
+        assert!(serde_json::from_str::<Around>(&bad).is_err());
+    }
 }
