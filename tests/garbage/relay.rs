@@ -176,7 +176,7 @@ async fn hostile_relays_are_left_with_a_reason_for_one_that_works() {
     timeout(PATIENCE, pong).await.expect("the victim is reached through the relay that works");
     eventually("packets through the good relay", || devnet.relay_stats().packets > 0).await;
     let log = victim.log();
-    for reason in ["broke the DERP protocol", "more than the 1048576 allowed", "relay lost"] {
+    for reason in ["broke the DERP protocol", "more than the 1048576 allowed", "is lost and dialled again"] {
         assert!(log.contains(reason), "not told: {reason}\n{log}");
     }
     assert!(!log.contains("panicked"), "{log}");
