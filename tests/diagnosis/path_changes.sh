@@ -61,11 +61,12 @@ tail -n 1 "$folder/ping.log" | grep -qE "^pong from right .* via 127.0.0.1:[0-9]
 await "the log's line" grep -qE "right: direct by 127.0.0.1:[0-9]+, before by DERP region 900$" "$folder/left.log"
 left status | grep -qE "right .* (idle, last )?127.0.0.1:[0-9]+, [0-9.]+ ms" || fail "status doesn't show the direct path: $(left status)"
 
-left ping right -c 60 >"$folder/ping.log" 2>&1 &
+# Another file: the one before may still be there to be looked at.
+left ping right -c 60 >"$folder/again.log" 2>&1 &
 ping=$!
-await "an answer by UDP" grep -q "via 127.0.0.1" "$folder/ping.log"
+await "an answer by UDP" grep -q "via 127.0.0.1" "$folder/again.log"
 cut_udp
-await "the relay again" grep -qE "^the path is now DERP region 900, before it was 127.0.0.1:[0-9]+; after " "$folder/ping.log"
+await "the relay again" grep -qE "^the path is now DERP region 900, before it was 127.0.0.1:[0-9]+; after " "$folder/again.log"
 await "the log's line" grep -qE "right: by DERP region 900: the direct path by 127.0.0.1:[0-9]+ no longer answers" "$folder/left.log"
 kill "$ping"
 left status | grep -qE "right .* DERP region 900, [0-9.]+ ms" || fail "status doesn't show the relay: $(left status)"

@@ -16,7 +16,7 @@ use nixtail::auth::Credential;
 use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use crate::lab::PATIENCE;
 use crate::lab::sites::Side;
@@ -28,6 +28,8 @@ pub(crate) const KEY: &str = "NIXTAIL_NATS_KEY";
 pub(crate) const PORT: &str = "NIXTAIL_NATS_PORT";
 /// The file whose appearance means that it is to stop sending.
 pub(crate) const STOP: &str = "NIXTAIL_NATS_STOP";
+/// The file beside it that says that both ends have received everything.
+pub(crate) const OVER: &str = "over";
 
 /// The port within the tunnel.
 const TUNNEL_PORT: u16 = 7000;
@@ -98,7 +100,7 @@ async fn be(side: Side) {
     let (sent, received) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let stop = PathBuf::from(told(STOP));
     let sending = tokio::spawn({
-        let sent = Arc::clone(&sent);
+        let (sent, stop) = (Arc::clone(&sent), stop.clone());
         async move { send(&mut writer, side, &stop, &sent).await }
     });
     let receiving = tokio::spawn({
@@ -126,6 +128,14 @@ async fn be(side: Side) {
         // The test harness leaves a line unfinished before the first one.
         println!("\n{state}");
     }
+    // Who leaves takes along what the other hasn't acknowledged yet.
+    let over = stop.with_file_name(OVER);
+    let waiting = async {
+        while !over.exists() {
+            sleep(PACE).await;
+        }
+    };
+    timeout(SILENCE, waiting).await.expect("the other end has it all");
     agent.leave(LEAVE_DEADLINE).await.unwrap();
 }
 

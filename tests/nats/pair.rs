@@ -135,6 +135,10 @@ impl Pair {
     /// Ends the transfer: what either end has sent, the other must have received, each byte in its place.
     pub(crate) fn finish(mut self) {
         std::fs::write(self.folder.path().join("stop"), "").unwrap();
+        wait_for("both ends to have received everything", RECOVERY, || {
+            self.ends.iter().all(|end| end.log().contains("\ndone ")).then_some(())
+        });
+        std::fs::write(self.folder.path().join(end::OVER), "").unwrap();
         let ended = self.ends.each_mut().map(|end| end.wait(RECOVERY));
         let [left, right] = self.states().map(Option::unwrap);
         assert!(ended.iter().all(std::process::ExitStatus::success), "{ended:?}: {left:?} {right:?}");
