@@ -26,7 +26,8 @@ await() {
   fail "waited in vain for $what"
 }
 
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+# Each job is the program itself, so that none outlives this.
+trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 mount --make-rprivate /
 mount -t sysfs sysfs /sys
 unshare -n sleep 1000 & a=$!
@@ -66,8 +67,8 @@ value() { tr -d ' \n' <"$folder/devnet.json" | sed -n "s/.*\"$1\":\"\([^\"]*\)\"
 TS_AUTHKEY=$(value auth_key)
 TS_CONTROL_URL=$(value login_server)
 export TS_AUTHKEY TS_CONTROL_URL
-in_b "$nixtail" bench serve -vv --hostname far --socket "$folder/far.sock" >"$folder/far.log" 2>&1 &
-in_a "$nixtail" up -vv --hostname near --socket "$folder/near.sock" >"$folder/near.log" 2>&1 &
+nsenter -t $b -n "$nixtail" bench serve -vv --hostname far --socket "$folder/far.sock" >"$folder/far.log" 2>&1 &
+nsenter -t $a -n "$nixtail" up -vv --hostname near --socket "$folder/near.sock" >"$folder/near.log" 2>&1 &
 await "the far node" grep -q '^ready' "$folder/far.log"
 await "the near node" grep -q '^ready' "$folder/near.log"
 
@@ -89,7 +90,7 @@ other_than() {
 await "a direct path" path_is_direct
 
 # A stream that goes on through what follows.
-in_a "$nixtail" bench run far -vv --hostname stream --duration 15s --json >"$folder/stream.json" 2>"$folder/stream.log" &
+nsenter -t $a -n "$nixtail" bench run far -vv --hostname stream --duration 15s --json >"$folder/stream.json" 2>"$folder/stream.log" &
 stream=$!
 await "the stream" grep -q ": direct by" "$folder/stream.log"
 sleep 1
