@@ -1,25 +1,8 @@
 # Paths that change while somebody looks: between two nodes UDP is let through late, and cut again.
 # Arguments: the nixtail to test, an empty folder. Run under `unshare -rn`.
-set -euo pipefail
 nixtail=$1 folder=$2
-export HOME=$folder XDG_RUNTIME_DIR=$folder
-unset NIXTAIL_LOG
+. tests/lab/script.sh
 
-fail() {
-  echo "FAILED: $*"
-  tail -n 30 "$folder"/*.log
-  exit 1
-}
-# await WHAT COMMAND...: until it succeeds
-await() {
-  local what=$1 tries
-  shift
-  for tries in $(seq 600); do
-    if "$@"; then return; fi
-    sleep 0.1
-  done
-  fail "waited in vain for $what"
-}
 # once WORDS: the log of `left`, as it is without -v, has one line with these words
 once() {
   [ "$(grep -cE "$1" "$folder/left.log")" = 1 ] || fail "not once: $1"
@@ -34,14 +17,9 @@ cut_udp() { nft add rule inet lab out meta l4proto udp drop; }
 let_udp() { nft flush chain inet lab out; }
 
 cut_udp
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-"$nixtail" devnet --allow-all --json >"$folder/devnet.json" 2>"$folder/devnet.log" &
-await "the devnet" grep -q auth_key "$folder/devnet.json"
-value() { tr -d ' \n' <"$folder/devnet.json" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
-TS_AUTHKEY=$(value auth_key)
-export TS_AUTHKEY
+start_devnet
 for name in left right; do
-  "$nixtail" up --login-server "$(value login_server)" --hostname "$name" --socket "$folder/$name.sock" >"$folder/$name.log" 2>&1 &
+  "$nixtail" up --login-server "$(devnet_value login_server)" --hostname "$name" --socket "$folder/$name.sock" >"$folder/$name.log" 2>&1 &
   await "$name" grep -qs ^ready "$folder/$name.log"
 done
 unset TS_AUTHKEY
@@ -51,7 +29,7 @@ await "left to see right" sh -c "'$nixtail' status --socket '$folder/left.sock' 
 left netcheck >"$folder/netcheck.log" || fail "netcheck without UDP: $?"
 grep -q "^UDP *no answer" "$folder/netcheck.log" || fail "netcheck has UDP"
 
-left ping right -c 60 --until-direct >"$folder/ping.log" 2>&1 &
+"$nixtail" ping right -c 60 --until-direct --socket "$folder/left.sock" >"$folder/ping.log" 2>&1 &
 ping=$!
 await "an answer by relay" grep -q "via DERP region 900 in" "$folder/ping.log"
 let_udp
@@ -62,7 +40,7 @@ await "the log's line" grep -qE "right: direct by 127.0.0.1:[0-9]+, before by DE
 left status | grep -qE "right .* (idle, last )?127.0.0.1:[0-9]+, [0-9.]+ ms" || fail "status doesn't show the direct path: $(left status)"
 
 # Another file: the one before may still be there to be looked at.
-left ping right -c 60 >"$folder/again.log" 2>&1 &
+"$nixtail" ping right -c 60 --socket "$folder/left.sock" >"$folder/again.log" 2>&1 &
 ping=$!
 await "an answer by UDP" grep -q "via 127.0.0.1" "$folder/again.log"
 cut_udp

@@ -1,33 +1,10 @@
 # Two nodes, each in a namespace of its own, with two links between them and one to control, which forwards nothing. A stream goes
 # on while the addresses that it goes through are taken away, one after another, and given back.
 # Arguments: the nixtail to test, an empty folder. Run under `unshare -rnm`.
-set -euo pipefail
-nixtail=$1 folder=$2
-export HOME=$folder XDG_RUNTIME_DIR=$folder
-unset HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy
+nixtail=$1 folder=$2 patience=400
+. tests/lab/script.sh
+state() { in_a ip addr; in_a ip route; in_b ip addr; in_b ip route; }
 
-fail() {
-  echo "FAILED: $*"
-  in_a ip addr; in_a ip route; in_b ip addr; in_b ip route
-  tail -n 40 "$folder"/*.log
-  exit 1
-}
-# await WHAT COMMAND...: until it succeeds; says how long that took
-await() {
-  local what=$1 begun=$EPOCHREALTIME tries
-  shift
-  for tries in $(seq 400); do
-    if "$@"; then
-      echo "figure: $what after $(((${EPOCHREALTIME/./} - ${begun/./}) / 1000)) ms"
-      return
-    fi
-    sleep 0.1
-  done
-  fail "waited in vain for $what"
-}
-
-# Each job is the program itself, so that none outlives this.
-trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
 mount --make-rprivate /
 mount -t sysfs sysfs /sys
 unshare -n sleep 1000 & a=$!
@@ -61,12 +38,9 @@ for link in 1 2; do
   done
 done
 
-"$nixtail" devnet --listen 192.0.2.1 --force --allow-all --json >"$folder/devnet.json" 2>"$folder/devnet.log" &
-await "the devnet" grep -q auth_key "$folder/devnet.json"
-value() { tr -d ' \n' <"$folder/devnet.json" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
-TS_AUTHKEY=$(value auth_key)
-TS_CONTROL_URL=$(value login_server)
-export TS_AUTHKEY TS_CONTROL_URL
+start_devnet --listen 192.0.2.1 --force
+TS_CONTROL_URL=$(devnet_value login_server)
+export TS_CONTROL_URL
 nsenter -t $b -n "$nixtail" bench serve -vv --hostname far --socket "$folder/far.sock" >"$folder/far.log" 2>&1 &
 nsenter -t $a -n "$nixtail" up -vv --hostname near --socket "$folder/near.sock" >"$folder/near.log" 2>&1 &
 await "the far node" grep -q '^ready' "$folder/far.log"

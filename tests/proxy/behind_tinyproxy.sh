@@ -1,39 +1,16 @@
 # A node behind a real HTTP proxy: control and the relay are reached through it alone, and it knows the node by its password.
 # Only the proxy can resolve control's name, so who gets to control came through it; its log shows who asked for the relay.
 # Arguments: the nixtail to test, an empty folder. Run under `unshare -rnm`.
-set -euo pipefail
 nixtail=$1 folder=$2
-export HOME=$folder XDG_RUNTIME_DIR=$folder
-unset HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY http_proxy https_proxy all_proxy no_proxy
-
-fail() {
-  echo "FAILED: $*"
-  tail -n 30 "$folder"/*.log
-  exit 1
-}
-# await WHAT COMMAND...: until it succeeds
-await() {
-  local what=$1 tries
-  shift
-  for tries in $(seq 600); do
-    if "$@"; then return; fi
-    sleep 0.1
-  done
-  fail "waited in vain for $what"
-}
+. tests/lab/script.sh
 
 mount --make-rprivate /
 ip link set lo up
 # Not a loopback address: those are never proxied.
 ip addr add 192.0.2.1/32 dev lo
 
-"$nixtail" devnet --listen 192.0.2.1 --force --allow-all --json >"$folder/devnet.json" 2>"$folder/devnet.log" &
-trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
-await "the devnet" grep -q auth_key "$folder/devnet.json"
-value() { tr -d ' \n' <"$folder/devnet.json" | sed -n "s/.*\"$1\":\"\([^\"]*\)\".*/\1/p"; }
-TS_AUTHKEY=$(value auth_key)
-export TS_AUTHKEY
-direct=$(value login_server)
+start_devnet --listen 192.0.2.1 --force
+direct=$(devnet_value login_server)
 port=${direct##*:}
 control=http://control.test:$port
 
