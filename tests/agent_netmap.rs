@@ -4,11 +4,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE, Stage};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE, Stage};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Call, Config as DevnetConfig, Crowd, Devnet, Policy};
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::{NodeId, PingRequest, PingResponse};
 use serde_json::json;
 use tokio::time::timeout;
@@ -22,21 +21,11 @@ async fn devnet() -> Devnet {
 /// Joins, and gives the number that control has for it.
 async fn join(devnet: &Devnet, hostname: &str) -> (Agent, NodeId) {
     let options = AuthKeyOptions { reusable: true, ephemeral: true, ..AuthKeyOptions::default() };
-    let config = Config {
-        login_server: devnet.url(),
-        credential: Some(Credential::AuthKey(devnet.add_auth_key(options).unwrap())),
-        identity: None,
-        person: None,
-        hostname: hostname.to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: true,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    };
+    let config = Config::new(
+        devnet.url(),
+        Some(Credential::AuthKey(devnet.add_auth_key(options).unwrap())),
+        hostname.to_owned(),
+    );
     let agent = Agent::join(config).await.unwrap();
     let id = devnet.node(hostname).unwrap().id;
     (agent, id)

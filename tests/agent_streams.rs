@@ -3,10 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use nixtail::agent::{Agent, Config, DialError, JOIN_DEADLINE, LEAVE_DEADLINE, PingKind, Stage};
+use nixtail::agent::{Agent, Config, DialError, LEAVE_DEADLINE, PingKind, Stage};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Config as DevnetConfig, Devnet, Policy};
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -30,19 +29,9 @@ impl Net {
 
     async fn join(&self, hostname: &str, direct: bool, derp: bool) -> Agent {
         let config = Config {
-            login_server: self.devnet.url(),
-            credential: Some(Credential::AuthKey(self.key.clone())),
-            identity: None,
-            person: None,
-            hostname: hostname.to_owned(),
-            tags: Vec::new(),
-            ephemeral: true,
-            ssh_host_keys: Vec::new(),
-            port: 0,
             direct,
             derp,
-            proxies: Proxies::default(),
-            join_deadline: JOIN_DEADLINE,
+            ..Config::new(self.devnet.url(), Some(Credential::AuthKey(self.key.clone())), hostname.to_owned())
         };
         Agent::join(config).await.unwrap()
     }

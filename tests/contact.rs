@@ -12,11 +12,10 @@ use std::time::{Duration, Instant};
 use futures::StreamExt as _;
 use futures::stream;
 use lab::headscale::{ALLOW_ALL, Headscale, KeyTerms};
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Config as DevnetConfig, Devnet, Policy};
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -171,21 +170,7 @@ async fn cold_pair(control: &str, key: &Secret, seed: u64, apart: Duration) -> D
 }
 
 fn config(control: &str, key: &Secret, hostname: &str) -> Config {
-    Config {
-        login_server: control.to_owned(),
-        credential: Some(Credential::AuthKey(key.clone())),
-        identity: None,
-        person: None,
-        hostname: hostname.to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: true,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    }
+    Config::new(control.to_owned(), Some(Credential::AuthKey(key.clone())), hostname.to_owned())
 }
 
 /// Microseconds that a sleeper was woken late, at most.

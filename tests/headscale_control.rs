@@ -253,19 +253,8 @@ async fn a_node_that_may_not_come_back_has_no_peers_and_says_so() {
     let key_for_one = || headscale.preauth_key(KeyTerms { ephemeral: true, reusable: false, tags: &[] });
     let mut process = Nixtail::up(&cut.url(), &key_for_one(), "process", &[]);
     let agent = Agent::join(Config {
-        login_server: cut.url(),
-        credential: Some(Credential::parse("key", &key_for_one()).unwrap()),
-        identity: None,
-        person: None,
-        hostname: "library".to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: true,
-        derp: true,
-        proxies: Proxies::default(),
         join_deadline: PATIENCE,
+        ..Config::new(cut.url(), Some(Credential::parse("key", &key_for_one()).unwrap()), "library".to_owned())
     })
     .await
     .unwrap();

@@ -80,21 +80,7 @@ impl Net {
     }
 
     fn agent_config(&self, name: &str, auth: Option<Credential>, deadline: Duration) -> Config {
-        Config {
-            login_server: self.devnet.url(),
-            credential: auth,
-            identity: None,
-            person: None,
-            hostname: name.to_owned(),
-            tags: Vec::new(),
-            ephemeral: true,
-            ssh_host_keys: Vec::new(),
-            port: 0,
-            direct: true,
-            derp: true,
-            proxies: Proxies::default(),
-            join_deadline: deadline,
-        }
+        Config { join_deadline: deadline, ..Config::new(self.devnet.url(), auth, name.to_owned()) }
     }
 
     async fn node(&self, name: &str) -> NodeStatus {

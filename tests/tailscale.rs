@@ -12,9 +12,8 @@ use lab::headscale::{ALLOW_ALL, Headscale, KeyTerms};
 use lab::nixtail::Nixtail;
 use lab::tailscaled::{Paths, Tailscaled};
 use lab::{PATIENCE, wait_for};
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE};
 use nixtail::auth::Credential;
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -267,21 +266,11 @@ fn a_key_that_control_refuses_is_told_as_such() {
 }
 
 fn config(net: &Net) -> Config {
-    Config {
-        login_server: net.headscale.url().to_owned(),
-        credential: Some(Credential::AuthKey(Secret::new(net.key.clone()))),
-        identity: None,
-        person: None,
-        hostname: "library".to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: true,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    }
+    Config::new(
+        net.headscale.url().to_owned(),
+        Some(Credential::AuthKey(Secret::new(net.key.clone()))),
+        "library".to_owned(),
+    )
 }
 
 fn headscale_has(headscale: &Headscale, name: &str) -> bool {

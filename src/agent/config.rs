@@ -47,3 +47,26 @@ pub struct Config {
     /// How long joining may take.
     pub join_deadline: Duration,
 }
+
+impl Config {
+    /// A new node that control forgets once it is gone: without tags, on any port, over direct paths and relays, with no proxy.
+    /// What is to be otherwise is set by name: `Config { port: 41641, ..Config::new(…) }`.
+    #[must_use]
+    pub fn new(login_server: String, credential: Option<Credential>, hostname: String) -> Self {
+        Self {
+            login_server,
+            credential,
+            identity: None,
+            person: None,
+            hostname,
+            tags: Vec::new(),
+            ephemeral: true,
+            ssh_host_keys: Vec::new(),
+            port: 0,
+            direct: true,
+            derp: true,
+            proxies: Proxies::default(),
+            join_deadline: JOIN_DEADLINE,
+        }
+    }
+}

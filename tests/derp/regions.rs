@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Config as DevnetConfig, Devnet, Policy, RELAY_REGION};
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::tailcfg::RegionId;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -21,21 +20,8 @@ const AMOUNT: usize = 4 << 20;
 
 async fn join(devnet: &Devnet, hostname: &str) -> Agent {
     let key = devnet.add_auth_key(AuthKeyOptions { ephemeral: true, ..AuthKeyOptions::default() }).unwrap();
-    let config = Config {
-        login_server: devnet.url(),
-        credential: Some(Credential::AuthKey(key)),
-        identity: None,
-        person: None,
-        hostname: hostname.to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: false,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    };
+    let config =
+        Config { direct: false, ..Config::new(devnet.url(), Some(Credential::AuthKey(key)), hostname.to_owned()) };
     Agent::join(config).await.unwrap()
 }
 

@@ -4,10 +4,9 @@ use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, Config as DevnetConfig, Devnet, Policy};
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -43,21 +42,8 @@ fn logged() -> Vec<String> {
 }
 
 async fn join(devnet: &Devnet, key: &Secret, hostname: &str, direct: bool) -> Agent {
-    let config = Config {
-        login_server: devnet.url(),
-        credential: Some(Credential::AuthKey(key.clone())),
-        identity: None,
-        person: None,
-        hostname: hostname.to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    };
+    let config =
+        Config { direct, ..Config::new(devnet.url(), Some(Credential::AuthKey(key.clone())), hostname.to_owned()) };
     Agent::join(config).await.unwrap()
 }
 

@@ -9,9 +9,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, Stream};
+use nixtail::agent::{Agent, Config, Stream};
 use nixtail::auth::Credential;
-use nixtail_proto::proxy::Proxies;
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -134,19 +133,12 @@ fn an_end_of_a_stream() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     runtime.block_on(async {
         let agent = Agent::join(Config {
-            login_server: role.login_server.clone(),
-            credential: Some(Credential::parse("key", &role.key).unwrap()),
-            identity: None,
-            person: None,
-            hostname: role.name.clone(),
-            tags: Vec::new(),
-            ephemeral: true,
-            ssh_host_keys: Vec::new(),
-            port: 0,
             direct: role.direct,
-            derp: true,
-            proxies: Proxies::default(),
-            join_deadline: JOIN_DEADLINE,
+            ..Config::new(
+                role.login_server.clone(),
+                Some(Credential::parse("key", &role.key).unwrap()),
+                role.name.clone(),
+            )
         })
         .await
         .unwrap();

@@ -4,12 +4,11 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, PingKind, Stream};
+use nixtail::agent::{Agent, Config, PingKind, Stream};
 use nixtail::auth::Credential;
 use nixtail_devnet::{AuthKeyOptions, BUILDER_TAG, COORDINATOR_TAG, Config as DevnetConfig, Devnet};
 use nixtail_proto::direct::{Decoder, Event, Output};
 use nixtail_proto::netmap::Netmap;
-use nixtail_proto::proxy::Proxies;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
@@ -122,19 +121,9 @@ pub(crate) fn key(devnet: &Devnet, tag: &str) -> String {
 pub(crate) async fn join(devnet: &Devnet, name: &str, tag: &str, direct: bool) -> Agent {
     let key = key(devnet, tag);
     let config = Config {
-        login_server: devnet.url(),
-        credential: Some(Credential::parse("TS_AUTHKEY", &key).unwrap()),
-        identity: None,
-        person: None,
-        hostname: name.to_owned(),
         tags: vec![tag.to_owned()],
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
         direct,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
+        ..Config::new(devnet.url(), Some(Credential::parse("TS_AUTHKEY", &key).unwrap()), name.to_owned())
     };
     Agent::join(config).await.unwrap()
 }

@@ -11,9 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE, Path, Stream};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE, Path, Stream};
 use nixtail::auth::Credential;
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
@@ -80,19 +79,8 @@ pub(crate) fn run() {
 async fn be(side: Side) {
     let told = |name: &str| env::var(name).unwrap_or_else(|_| panic!("{name} isn't set"));
     let agent = Agent::join(Config {
-        login_server: told(URL),
-        credential: Some(Credential::AuthKey(Secret::new(told(KEY)))),
-        identity: None,
-        person: None,
-        hostname: side.to_string(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
         port: told(PORT).parse().unwrap(),
-        direct: true,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
+        ..Config::new(told(URL), Some(Credential::AuthKey(Secret::new(told(KEY)))), side.to_string())
     });
     let agent = agent.await.unwrap();
     let stream = meet(&agent, side).await;

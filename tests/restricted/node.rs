@@ -141,19 +141,10 @@ pub(crate) fn run() {
     runtime.block_on(async {
         let begun = Instant::now();
         let agent = Agent::join(Config {
-            login_server: orders.login_server,
-            credential: Some(Credential::parse("the orders", &orders.key).unwrap()),
-            identity: None,
-            person: None,
-            hostname: orders.name,
-            tags: Vec::new(),
-            ephemeral: true,
-            ssh_host_keys: Vec::new(),
-            port: 0,
             direct: orders.direct,
-            derp: true,
             proxies: Proxies::read(|name| env::var(name).ok()),
             join_deadline: 2 * PATIENCE,
+            ..Config::new(orders.login_server, Some(Credential::parse("the orders", &orders.key).unwrap()), orders.name)
         })
         .await
         .unwrap();

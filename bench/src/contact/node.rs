@@ -5,9 +5,8 @@ use std::error::Error;
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE, LEAVE_DEADLINE, Listener};
+use nixtail::agent::{Agent, Config, LEAVE_DEADLINE, Listener};
 use nixtail::auth::Credential;
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
@@ -36,21 +35,11 @@ pub(crate) fn run(args: &Args) -> Result<(), Box<dyn Error>> {
 }
 
 async fn take_part(args: &Args) -> Result<(), Box<dyn Error>> {
-    let agent = Agent::join(Config {
-        login_server: args.control.clone(),
-        credential: Some(Credential::AuthKey(Secret::new(args.key.clone()))),
-        identity: None,
-        person: None,
-        hostname: args.hostname.clone(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: true,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    })
+    let agent = Agent::join(Config::new(
+        args.control.clone(),
+        Some(Credential::AuthKey(Secret::new(args.key.clone()))),
+        args.hostname.clone(),
+    ))
     .await?;
     tokio::spawn(echo(agent.listen(args.port).await?));
     let addresses = agent.status().await.own.addresses;
