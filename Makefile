@@ -2,7 +2,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: demo test test-long bench fuzz sim mutants lint peers clean-cache
+.PHONY: demo test test-long bench counted fuzz sim mutants lint peers clean-cache
 
 # A Nix build on two builders through our own tunnel, on this machine alone.
 demo:
@@ -41,6 +41,12 @@ bench:
 	! command -v go >/dev/null || scripts/peers >/dev/null
 	cargo build --release --locked --package nixtail --package nixtail-bench
 	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(BENCH)
+
+# What the hot path costs for each packet, counted by callgrind (part of `make test`). RECORD=1 takes what is counted as what is meant.
+counted:
+	@environment=$$(scripts/needs test)
+	eval "$$environment"
+	NIXTAIL_COUNTED=$(if $(RECORD),record) cargo test --workspace --locked --test counted -- --nocapture
 
 # Coverage-guided fuzzing of all that reads bytes from control: `make fuzz T=300` takes five minutes, and says how many cases.
 T ?= 60

@@ -4,6 +4,7 @@
 
 #[cfg(target_os = "linux")]
 mod contact;
+mod counted;
 #[cfg(target_os = "linux")]
 mod link;
 mod micro;
@@ -32,6 +33,8 @@ struct Arguments {
 enum Command {
     /// The state machines alone: no socket, no kernel, no runtime. Under a minute.
     Micro,
+    #[command(hide = true)]
+    Counted(counted::Args),
     #[cfg(target_os = "linux")]
     Start(start::Args),
     #[cfg(target_os = "linux")]
@@ -49,6 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     match arguments.command {
         Some(Command::Micro) => micro::run(),
+        Some(Command::Counted(args)) => counted::run(&args),
         #[cfg(target_os = "linux")]
         Some(Command::Start(args)) => start::run(&args),
         #[cfg(target_os = "linux")]

@@ -196,6 +196,43 @@ fn ten_thousand_idle_peers_cost_nothing() {
     assert_eq!(run(10_000), run(0));
 }
 
+/// What an idle node costs is how often it wakes up.
+#[test]
+fn a_node_among_256_peers_wakes_up_for_its_open_streams_alone() {
+    const OPEN: u32 = 10;
+    let mut world = World::new(12);
+    for _ in 0..=OPEN {
+        world.add(true, true);
+    }
+    world.absent = 256 - OPEN;
+    world.publish();
+    let mut streams = Vec::new();
+    for peer in 1..world.hosts.len() {
+        world.hosts[peer].node.listen(22, 8).unwrap();
+        let mut stream = world.connect(0, peer, 22, SECOND);
+        world.transfer(&mut stream, MIB, 20 * SECOND);
+        streams.push(stream);
+    }
+    let wakes = |world: &mut World, minutes: u32| {
+        let before = world.hosts[0].timeouts;
+        world.pass(60 * minutes * SECOND);
+        world.hosts[0].timeouts - before
+    };
+    // A stream that nobody uses has TCP's keep-alives from both ends, and a path that is kept open by pings.
+    for minute in 0..10 {
+        let woken = wakes(&mut world, 1);
+        assert!(woken <= 35 * u64::from(OPEN), "{woken} wake-ups in minute {minute} for {OPEN} streams");
+    }
+    for stream in streams {
+        world.hosts[0].node.abort(world.now, stream.near);
+        world.hosts[0].node.release(world.now, stream.near);
+    }
+    // Paths are kept for a while.
+    world.pass(120 * SECOND);
+    let woken = wakes(&mut world, 10);
+    assert!(woken <= 10, "{woken} wake-ups in ten minutes without a stream");
+}
+
 #[test]
 fn every_kind_of_ping_is_answered() {
     let mut world = World::pair(9);

@@ -1,0 +1,3 @@
+//! What the bench program, the micro benches and the counted checks share: nodes in memory, under virtual time.
+
+pub mod hub;
