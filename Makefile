@@ -33,8 +33,9 @@ mutants:
 	scripts/peers >/dev/null
 	scripts/mutants $(ONLY)
 
-# The hot path alone, a start and first contacts beside tsnet, then Nix over nixtail beside sshd and tailscaled (as root; says what it
-# leaves out). 25 minutes. BENCH="contact 200" is the first contacts alone; they fail where p99 is 1.5 s or any takes over 3 s.
+# The tunnel beside its peers, the hot path alone, a start and first contacts beside tsnet, then Nix over nixtail beside sshd and tailscaled
+# (as root; says what it leaves out). 45 minutes. BENCH=compare is the first part alone, BENCH="contact 200" the first contacts; those
+# fail where p99 is 1.5 s or any takes over 3 s.
 bench:
 	@environment=$$(scripts/needs bench)
 	eval "$$environment"

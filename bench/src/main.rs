@@ -1,7 +1,10 @@
-//! What nixtail costs: its hot path alone, its start and first contact beside tsnet's, and Nix over it beside Nix over others.
+//! What nixtail moves and costs: its tunnel beside those that a user could pick instead, its hot path alone, its start and first
+//! contact beside tsnet's, and Nix over it beside Nix over others.
 //!
-//! What the tunnel moves through real sockets, `nixtail bench` measures.
+//! What the tunnel moves between two machines, `nixtail bench` measures.
 
+#[cfg(target_os = "linux")]
+mod compare;
 #[cfg(target_os = "linux")]
 mod contact;
 mod counted;
@@ -36,6 +39,11 @@ enum Command {
     #[command(hide = true)]
     Counted(counted::Args),
     #[cfg(target_os = "linux")]
+    Compare(compare::Args),
+    #[cfg(target_os = "linux")]
+    #[command(hide = true)]
+    CompareEnd(compare::load::Args),
+    #[cfg(target_os = "linux")]
     Start(start::Args),
     #[cfg(target_os = "linux")]
     Contact(contact::Args),
@@ -54,6 +62,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(Command::Micro) => micro::run(),
         Some(Command::Counted(args)) => counted::run(&args),
         #[cfg(target_os = "linux")]
+        Some(Command::Compare(args)) => compare::run(&args),
+        #[cfg(target_os = "linux")]
+        Some(Command::CompareEnd(args)) => compare::load::run(&args),
+        #[cfg(target_os = "linux")]
         Some(Command::Start(args)) => start::run(&args),
         #[cfg(target_os = "linux")]
         Some(Command::Contact(args)) => contact::run(&args),
@@ -64,6 +76,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         #[cfg(target_os = "linux")]
         Some(Command::Nix(args)) => nix::run(&args),
         None => {
+            #[cfg(target_os = "linux")]
+            compare::run(&compare::Args::default())?;
             micro::run()?;
             #[cfg(target_os = "linux")]
             start::run(&start::Args::default())?;

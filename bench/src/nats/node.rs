@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Programs;
 use super::sites::{CONTROL, MORE_STUN, Place, Side, Sites};
-use crate::stage::process::{Running, run_command, wait_until};
+use crate::stage::process::{Running, run_command, wait_until, word};
 
 /// How long each step may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -53,11 +53,8 @@ impl Control {
         command.args(["devnet", "--listen", CONTROL, "--stun", MORE_STUN, "--force", "--allow-all"]);
         let mut running = Running::start("devnet", command, &folder.0.join("devnet.log"))?;
         let ready = running.wait_until_ready(PATIENCE)?;
-        let word = |name: &str| {
-            let word = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            word.map(str::to_owned).ok_or_else(|| format!("the devnet's ready line has no {name}"))
-        };
-        Ok(Self { url: word("TS_CONTROL_URL")?, key: word("TS_AUTHKEY")?, folder, _running: running })
+        let (url, key) = (word(&ready, "TS_CONTROL_URL")?, word(&ready, "TS_AUTHKEY")?);
+        Ok(Self { url, key, folder, _running: running })
     }
 }
 

@@ -35,7 +35,8 @@ impl Samples {
     }
 }
 
-fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
+/// Where values lie; the middle of an even number of them is between two.
+pub(crate) fn spread(values: impl Iterator<Item = f64>) -> Option<Spread> {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let (least, most) = (*values.first()?, *values.last()?);

@@ -238,7 +238,8 @@ impl Run<'_> {
     }
 }
 
-fn variable(text: &str) -> Result<(String, String), String> {
+/// NAME=VALUE of a command line.
+pub(crate) fn variable(text: &str) -> Result<(String, String), String> {
     let parts = text.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()));
     parts.ok_or_else(|| "NAME=VALUE is wanted".to_owned())
 }

@@ -2,7 +2,6 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
-use std::fs;
 use std::io::Write as _;
 use std::time::Duration;
 
@@ -10,6 +9,7 @@ use super::figures::{Samples, Spread};
 use super::lanes::Lane;
 use super::rows::{DIRECT_ROUND_TRIPS, Row, Target};
 use crate::link::Counts;
+use crate::stage::host;
 
 /// Raised when a key of the JSON changes its meaning.
 const SCHEMA: u32 = 1;
@@ -185,19 +185,8 @@ impl Report {
 
 /// What was measured on, for people.
 fn machine() -> Vec<String> {
-    let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    let model = model.map_or("an unknown processor", |(_, model)| model.trim());
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
-    let load = load.split(' ').next().unwrap_or_default().to_owned();
     let nix = crate::stage::process::run("nix-build", &["--version"]).unwrap_or_default();
-    let control = fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
-    vec![
-        format!("{cores} × {model}"),
-        format!("Linux {}, TCP {}", kernel.trim(), control.trim()),
-        nix.trim().to_owned(),
-        format!("load at the end {load}"),
-    ]
+    let mut machine = host::described();
+    machine.insert(2, nix.trim().to_owned());
+    machine
 }

@@ -1,4 +1,5 @@
-//! A machine: a mount and a network namespace with a Nix store, a configuration and a root of its own, all on tmpfs.
+//! A machine: a mount and a network namespace with a Nix store (where this machine has Nix), a configuration and a root
+//! of its own, all on tmpfs.
 
 use std::error::Error;
 use std::fs;
@@ -20,8 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Run by `sh -ec` inside the new namespaces; `$1` is the machine's folder.
 const SET_UP: &str = r#"
-mount --bind "$1/nix" /nix
-mount --bind "$1/etc-nix" /etc/nix
+[ ! -d /nix ] || mount --bind "$1/nix" /nix
+[ ! -d /etc/nix ] || mount --bind "$1/etc-nix" /etc/nix
 mount --bind "$1/root" /root
 mount --bind "$1/shadow" /etc/shadow
 mount --bind "$1/tmp" /tmp

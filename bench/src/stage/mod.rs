@@ -1,13 +1,16 @@
-//! Where the Nix rows are measured: two machines on this one, in namespaces that end with this process.
+//! Where things are measured: machines on this one, in namespaces that end with this process.
 //!
-//! `nixtail-bench nix` starts itself again under `unshare`, as the first process of new mount, process and network
-//! namespaces: whatever ends it (its end, Ctrl-C, SIGTERM, even SIGKILL) ends every process, mount and device in them.
+//! Each command of `nixtail-bench` that needs them starts itself again under `unshare`, as the first process of new
+//! mount, process and network namespaces: whatever ends it (its end, Ctrl-C, SIGTERM, even SIGKILL) ends every process, mount and device in them.
 
+pub(crate) mod host;
 mod machine;
 pub(crate) mod network;
+pub(crate) mod place;
 pub(crate) mod process;
 pub(crate) mod sshd;
 pub(crate) mod tailnet;
+pub(crate) mod tailscaled;
 
 use std::error::Error;
 use std::fs;
@@ -21,39 +24,41 @@ const FOLDER: &str = "/mnt";
 /// Holds two stores with 1 GiB each, and a third one to copy to.
 const SIZE: &str = "size=7g,nr_inodes=0,mode=755";
 
-/// What must be there as it is: mounted over within the stage.
-const FOLDERS: [&str; 4] = [FOLDER, "/nix", "/etc/nix", "/dev/net"];
+/// What must be there as it is: mounted over within the stage, or used.
+const FOLDERS: [&str; 2] = [FOLDER, "/dev/net"];
+/// What Nix needs of it, too.
+const NIX_FOLDERS: [&str; 2] = ["/nix", "/etc/nix"];
 /// Programs that the stage is made with.
-const PROGRAMS: [&str; 12] = [
-    "unshare",
-    "nsenter",
-    "setpriv",
-    "mount",
-    "ip",
-    "timeout",
-    "ssh",
-    "sshd",
-    "ssh-keygen",
-    "nix-build",
-    "nix-daemon",
-    "busybox",
-];
+const PROGRAMS: [&str; 6] = ["unshare", "nsenter", "setpriv", "mount", "ip", "timeout"];
+/// What Nix needs, too.
+const NIX_PROGRAMS: [&str; 6] = ["ssh", "sshd", "ssh-keygen", "nix-build", "nix-daemon", "busybox"];
 
-/// What this machine lacks for the Nix rows, for people.
-pub(crate) fn lacking() -> Vec<String> {
+/// What this machine lacks for machines and a network between them, for people.
+pub(crate) fn lacking_for_network() -> Vec<String> {
     let mut lacking = Vec::new();
     if !rustix::process::geteuid().is_root() {
         lacking.push("root (for namespaces, mounts and TUN devices)".to_owned());
     }
+    lacking.extend(missing(&FOLDERS, &PROGRAMS));
     lacking
-        .extend(FOLDERS.iter().filter(|folder| !Path::new(folder).is_dir()).map(|folder| format!("a folder {folder}")));
-    lacking
-        .extend(PROGRAMS.iter().filter(|program| find(program).is_none()).map(|program| format!("{program} on PATH")));
+}
+
+/// What this machine lacks for the Nix rows, for people.
+pub(crate) fn lacking() -> Vec<String> {
+    let mut lacking = lacking_for_network();
+    lacking.extend(missing(&NIX_FOLDERS, &NIX_PROGRAMS));
     if find("nix-build").and_then(|nix| nix.canonicalize().ok()).is_some_and(|nix| nix.starts_with("/nix")) {
         lacking
             .push("a Nix outside of /nix, such as Debian's nix-bin (the machines have a /nix of their own)".to_owned());
     }
     lacking
+}
+
+fn missing(folders: &[&str], programs: &[&str]) -> Vec<String> {
+    let folders =
+        folders.iter().filter(|folder| !Path::new(folder).is_dir()).map(|folder| format!("a folder {folder}"));
+    let programs = programs.iter().filter(|program| find(program).is_none());
+    folders.chain(programs.map(|program| format!("{program} on PATH"))).collect()
 }
 
 /// A program on PATH, or where daemons are.

@@ -126,6 +126,12 @@ impl Running {
     }
 }
 
+/// A word NAME=VALUE of a line that says that something is ready.
+pub(crate) fn word(ready: &str, name: &str) -> Result<String, String> {
+    let word = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    word.map(str::to_owned).ok_or_else(|| format!("{ready:?} has no {name}"))
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         // One that ended already needs no signal, and one that doesn't end is killed.

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use super::Machine;
 use super::network::CONTROL;
-use super::process::{Running, wait_until};
+use super::place::Place;
+use super::process::{Running, wait_until, word};
+use super::tailscaled::{Networking, Settings, Tailscaled};
 
 /// How long each step may take.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,9 +54,9 @@ pub(crate) struct NixtailPair {
 
 /// tailscaled on either machine, each with a TUN device. Dropping it ends both.
 #[derive(Debug)]
-pub(crate) struct TailscaledPair {
-    _coordinator: Running,
-    _builder: Running,
+pub(crate) struct TailscaledPair<'a> {
+    _coordinator: Tailscaled<'a>,
+    _builder: Tailscaled<'a>,
     /// The builder's address in the tailnet.
     pub(crate) builder_address: String,
 }
@@ -66,11 +68,8 @@ impl Tailnet {
         command.args(["devnet", "--listen", CONTROL, "--force", "--allow-all"]);
         let mut devnet = Running::start("devnet", command, &stage.join("devnet.log"))?;
         let ready = devnet.wait_until_ready(PATIENCE)?;
-        let word = |name: &str| {
-            let word = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            word.map(str::to_owned).ok_or_else(|| format!("the devnet's ready line has no {name}"))
-        };
-        Ok(Self { url: word("TS_CONTROL_URL")?, key: word("TS_AUTHKEY")?, environment, _devnet: devnet })
+        let (url, key) = (word(&ready, "TS_CONTROL_URL")?, word(&ready, "TS_AUTHKEY")?);
+        Ok(Self { url, key, environment, _devnet: devnet })
     }
 
     /// Starts a builder and a coordinator of ours; returns when Nix may use the builder. `transport` is `None` where
@@ -120,54 +119,21 @@ impl Tailnet {
     }
 
     /// Starts tailscaled on both machines; returns when they reach each other directly.
-    pub(crate) fn tailscaled(&self, stage: &Path, machines: [&Machine; 2]) -> Result<TailscaledPair, Box<dyn Error>> {
-        let program = |name: &str| stage.join("bin").join(name).display().to_string();
-        let mut running = Vec::new();
-        let names = ["tailscaled-coordinator", "tailscaled-builder"];
-        for (machine, name) in machines.into_iter().zip(names) {
-            let socket = machine.path("tailscaled.sock");
-            // A socket of an earlier one.
-            let _ = std::fs::remove_file(&socket);
-            let state = format!("--socket={}", socket.display());
-            let mut command = machine.command(
-                &program("tailscaled"),
-                &["--tun=tailscale0", "--port=0", "--state=mem:", "--statedir=/run/tailscale", &state],
-            );
-            command.envs([("TS_NO_LOGS_NO_SUPPORT", "true"), ("TS_DISABLE_PORTMAPPER", "1")]);
-            running.push(machine.start_inside(name, command)?);
-            wait_until("tailscaled's socket", PATIENCE, || socket.exists().then_some(()))?;
-            let (url, key) = (&self.url, &self.key);
-            let hostname = format!("--hostname={name}");
-            tailscale(
-                stage,
-                machine,
-                &[
-                    "up",
-                    "--login-server",
-                    url,
-                    "--auth-key",
-                    key,
-                    &hostname,
-                    "--accept-dns=false",
-                    "--netfilter-mode=off",
-                    "--timeout=30s",
-                ],
-            )?;
-        }
-        let address = tailscale(stage, machines[1], &["ip", "-4"])?.trim().to_owned();
-        // It fails until an answer came directly.
-        wait_until("a direct path between tailscaleds", PATIENCE, || {
-            tailscale(stage, machines[0], &["ping", "-c=5", "--timeout=2s", &address]).ok()
-        })?;
-        let (Some(builder), Some(coordinator)) = (running.pop(), running.pop()) else {
-            return Err("tailscaled wasn't started twice".into());
+    pub(crate) fn tailscaled<'a>(
+        &self,
+        stage: &Path,
+        machines: [&'a Machine; 2],
+    ) -> Result<TailscaledPair<'a>, Box<dyn Error>> {
+        let start = |machine: &'a Machine, name: &str| {
+            let (control, key) = (self.url.as_str(), self.key.as_str());
+            let settings = Settings { name, control, key, networking: Networking::Tun, relayed: false };
+            Tailscaled::start(&stage.join("bin"), Place::Machine(machine), &settings)
         };
-        Ok(TailscaledPair { _coordinator: coordinator, _builder: builder, builder_address: address })
+        let coordinator = start(machines[0], "tailscaled-coordinator")?;
+        let builder = start(machines[1], "tailscaled-builder")?;
+        wait_until("a direct path between tailscaleds", PATIENCE, || {
+            coordinator.is_direct(&builder.address).ok()?.then_some(())
+        })?;
+        Ok(TailscaledPair { _coordinator: coordinator, builder_address: builder.address.clone(), _builder: builder })
     }
-}
-
-fn tailscale(stage: &Path, machine: &Machine, arguments: &[&str]) -> Result<String, Box<dyn Error>> {
-    let program = stage.join("bin/tailscale").display().to_string();
-    let socket = format!("--socket={}", machine.path("tailscaled.sock").display());
-    machine.run(&program, &[&[socket.as_str()], arguments].concat())
 }

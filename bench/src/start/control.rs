@@ -6,8 +6,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::stage::Machine;
-use crate::stage::network::RIGHT;
-use crate::stage::process::{Running, run_command};
+use crate::stage::place::Place;
+use crate::stage::process::{Running, run_command, word};
 
 /// How long a server may take to serve.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -23,23 +23,26 @@ pub(crate) struct Control {
     pub(crate) url: String,
     /// A key that admits any number of nodes.
     pub(crate) key: String,
+    /// Its only relay, as a DERP map has it, where that is Tailscale's own.
+    pub(crate) region: Option<serde_json::Value>,
     _running: Vec<Running>,
 }
 
 impl Control {
-    /// The devnet, with so many made-up nodes in it.
-    pub(crate) fn devnet(folder: &Path, machine: &Machine, crowd: usize) -> Result<Self, Box<dyn Error>> {
-        let program = folder.join("bin/nixtail").display().to_string();
+    /// The devnet, at that address of the place, with so many made-up nodes in it.
+    pub(crate) fn devnet(
+        programs: &Path,
+        place: Place<'_>,
+        address: &str,
+        crowd: usize,
+    ) -> Result<Self, Box<dyn Error>> {
+        let program = programs.join("nixtail").display().to_string();
         let crowd = crowd.to_string();
-        let line = ["devnet", "--listen", RIGHT, "--force", "--allow-all", "--crowd", &crowd];
-        let serve = machine.command(&program, &line);
-        let mut devnet = machine.start_inside("devnet", serve)?;
+        let line = ["devnet", "--listen", address, "--force", "--allow-all", "--crowd", &crowd];
+        let mut devnet = place.start("devnet", place.command(&program, &line))?;
         let ready = devnet.wait_until_ready(PATIENCE)?;
-        let word = |name: &str| {
-            let word = ready.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
-            word.map(str::to_owned).ok_or_else(|| format!("the devnet's ready line has no {name}"))
-        };
-        Ok(Self { url: word("TS_CONTROL_URL")?, key: word("TS_AUTHKEY")?, _running: vec![devnet] })
+        let (url, key) = (word(&ready, "TS_CONTROL_URL")?, word(&ready, "TS_AUTHKEY")?);
+        Ok(Self { url, key, region: None, _running: vec![devnet] })
     }
 
     /// headscale and a relay, at that address of the machine, for ephemeral nodes.
@@ -72,7 +75,8 @@ impl Control {
         let key = command(&["preauthkeys", "create", "--user", "1", "--reusable", "--ephemeral", "--output", "json"])?;
         let key: serde_json::Value = serde_json::from_str(&key)?;
         let key = key.get("key").and_then(|key| key.as_str()).ok_or("headscale made no key")?.to_owned();
-        Ok(Self { url: format!("http://{address}:{PORT}"), key, _running: vec![headscale, relay] })
+        let url = format!("http://{address}:{PORT}");
+        Ok(Self { url, key, region: Some(region(address, &pin)), _running: vec![headscale, relay] })
     }
 }
 
@@ -82,6 +86,17 @@ fn derp_map(address: &str, pin: &str) -> String {
          - name: bench1\n        regionid: 900\n        hostname: {address}\n        certname: \"{pin}\"\n        \
          ipv4: {address}\n        ipv6: none\n        stunport: {STUN_PORT}\n        derpport: {RELAY_PORT}\n"
     )
+}
+
+/// The same, as a client of the relay alone has it.
+fn region(address: &str, pin: &str) -> serde_json::Value {
+    serde_json::json!({
+        "RegionID": 900, "RegionCode": "bench", "RegionName": "Bench",
+        "Nodes": [{
+            "Name": "bench1", "RegionID": 900, "HostName": address, "CertName": pin, "IPv4": address, "IPv6": "none",
+            "STUNPort": STUN_PORT, "DERPPort": RELAY_PORT,
+        }],
+    })
 }
 
 fn configuration(address: &str, file: &impl Fn(&str) -> String) -> String {

@@ -108,7 +108,7 @@ fn measure(args: &Args) -> Result<(), Box<dyn Error>> {
     for (name, delay, crowd) in devnets {
         let _link = Link::emulated(machines, Conditions { delay, ..Conditions::CLEAN })?;
         round_trips.push(round_trip(node)?);
-        let control = Control::devnet(&folder, server, crowd)?;
+        let control = Control::devnet(&folder.join("bin"), stage::place::Place::Machine(server), RIGHT, crowd)?;
         places.push(Place { name, starts: starts::measure(&folder, node, &control, &who, args.rounds)? });
     }
     if headscale.is_some() {

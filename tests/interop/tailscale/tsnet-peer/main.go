@@ -1,7 +1,7 @@
 // Tsnet-peer joins a tailnet with Tailscale's own library and says how far it got: one JSON line on stdout for each step
 // ("online", "home"), with the milliseconds since its start, or one with the error that it ended with. Credentials come from
 // the environment, by tsnet's own rules. It leaves when its stdin ends. With a port it also takes part in first contacts, see
-// contact.go.
+// contact.go; as "bench" it is an end of nixtail-bench compare, see load.go, and as "derp" a bare client of a relay, see derp.go.
 package main
 
 import (
@@ -42,6 +42,15 @@ type step struct {
 var started = time.Now()
 
 func main() {
+	run := takeSteps
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "bench":
+			run = loadOverTailnet
+		case "derp":
+			run = loadOverRelay
+		}
+	}
 	if err := run(); err != nil {
 		say(step{Step: "error", Error: err.Error()})
 		os.Exit(1)
@@ -55,7 +64,19 @@ func say(s step) {
 	}
 }
 
-func run() error {
+// newServer makes a node that keeps its state in that folder.
+func newServer(folder, control, hostname, tags string) *tsnet.Server {
+	return &tsnet.Server{
+		ControlURL:    control,
+		Hostname:      hostname,
+		AdvertiseTags: strings.FieldsFunc(tags, func(r rune) bool { return r == ',' }),
+		Dir:           folder,
+		Logf:          func(string, ...any) {},
+		UserLogf:      func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
+	}
+}
+
+func takeSteps() error {
 	if len(os.Args) != 4 && len(os.Args) != 5 {
 		return errors.New("usage: tsnet-peer CONTROL_URL HOSTNAME TAGS [PORT]")
 	}
@@ -64,14 +85,7 @@ func run() error {
 		return err
 	}
 	defer os.RemoveAll(folder)
-	server := &tsnet.Server{
-		ControlURL:    os.Args[1],
-		Hostname:      os.Args[2],
-		AdvertiseTags: strings.FieldsFunc(os.Args[3], func(r rune) bool { return r == ',' }),
-		Dir:           folder,
-		Logf:          func(string, ...any) {},
-		UserLogf:      func(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) },
-	}
+	server := newServer(folder, os.Args[1], os.Args[2], os.Args[3])
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	status, err := server.Up(ctx)
