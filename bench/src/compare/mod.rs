@@ -90,6 +90,7 @@ impl Args {
         line.extend(self.rounds.map(|rounds| format!("--rounds={rounds}")));
         line.extend(self.only.iter().map(|part| format!("--only={part}")));
         line.extend(self.congestion.iter().map(|name| format!("--congestion={name}")));
+        line.extend(self.env.iter().map(|(name, value)| format!("--env={name}={value}")));
         let paths = [("json", &self.json), ("svg", &self.svg), ("nixtail", &self.nixtail), ("peers", &self.peers)];
         let paths = paths.into_iter().filter_map(|(flag, path)| Some((flag, path.as_ref()?)));
         line.extend(paths.map(|(flag, path)| format!("--{flag}={}", path.display())));
@@ -204,7 +205,8 @@ fn finish(
     machine: Vec<String>,
     nixtail: &Path,
 ) -> Result<(), Box<dyn Error>> {
-    let size = fs::metadata(nixtail).map(|metadata| metadata.len()).ok();
+    // One that was built with this one, for debugging, is no release.
+    let size = fs::metadata(nixtail).map(|metadata| metadata.len()).ok().filter(|_| !cfg!(debug_assertions));
     let verdicts = targets::verdicts(&found.figures, size);
     let Found { figures, left_out, failed, packets } = found;
     let (rounds, quick) = (args.rounds(), args.quick);

@@ -15,7 +15,8 @@ const SCHEMA: u32 = 1;
 const NOTES: &str = "\
 Median (least–most) of the rounds; behind it how many times as much nixtail has. Every round measures everybody, in an order that
 changes. Both ends, and the emulated link with its two threads, share the processors of this machine: ratios count, values don't.
-The left end sends. Milliseconds of a link are those of a round trip. A row with an arrow has another node at either end. Nodes of a tailnet and wireguard-go have an MTU of 1280.
+The left end sends; a row with an arrow has another node at either end. Milliseconds of a link are those of a round trip.
+Nodes of a tailnet and wireguard-go have an MTU of 1280.
 A side's processor time is that of its processes, the one that makes the load among them; the kernel's work in interrupts
 is nobody's, which flatters the kernel's own TCP and whoever uses it. Memory is that of the node (a library's with its load end).";
 
@@ -42,7 +43,7 @@ impl Report<'_> {
     pub(super) fn markdown(&self) -> String {
         let mut text = String::new();
         // Writing to a string can't fail.
-        let _ = writeln!(text, "# nixtail beside its peers\n\n{}; {} rounds\n", self.machine.join("; "), self.rounds);
+        let _ = writeln!(text, "# nixtail beside its peers\n\n{}; rounds: {}\n", self.machine.join("; "), self.rounds);
         if self.quick {
             let _ = writeln!(text, "**A quick run, to see that all works: these figures mean nothing.**\n");
         }

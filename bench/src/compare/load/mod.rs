@@ -12,9 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nixtail::agent::{Agent, Config, JOIN_DEADLINE};
+use nixtail::agent::{Agent, Config};
 use nixtail::auth::Credential;
-use nixtail_proto::proxy::Proxies;
 use nixtail_proto::secret::Secret;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
@@ -92,22 +91,9 @@ async fn kernel(listen: IpAddr) -> Result<(), Box<dyn Error>> {
 }
 
 async fn nixtail(control: &str, hostname: &str, port: u16, relayed: bool, key: &str) -> Result<(), Box<dyn Error>> {
-    let agent = Agent::join(Config {
-        login_server: control.to_owned(),
-        credential: Some(Credential::AuthKey(Secret::new(key.to_owned()))),
-        identity: None,
-        person: None,
-        hostname: hostname.to_owned(),
-        tags: Vec::new(),
-        ephemeral: true,
-        ssh_host_keys: Vec::new(),
-        port: 0,
-        direct: !relayed,
-        derp: true,
-        proxies: Proxies::default(),
-        join_deadline: JOIN_DEADLINE,
-    })
-    .await?;
+    let credential = Credential::AuthKey(Secret::new(key.to_owned()));
+    let config = Config::new(control.to_owned(), Some(credential), hostname.to_owned());
+    let agent = Agent::join(Config { direct: !relayed, ..config }).await?;
     let mut listener = agent.listen(port).await?;
     let tasks = Tasks::default();
     let served = tasks.clone();
