@@ -57,6 +57,22 @@ fn a_command_line_that_makes_no_sense_ends_with_2() {
 }
 
 #[test]
+fn a_measurement_without_a_key_and_without_an_agent_says_what_to_do_about_either() {
+    let shell = Shell::new();
+    for args in [&["bench", "run", "x"][..], &["bench", "serve"]] {
+        ended(&shell.run(args, &[]), 78, "start an agent with `nixtail up`");
+        ended(&shell.run(args, &[("TS_CLIENT_SECRET", "a"), ("TS_AUTHKEY", "b")]), 78, "both set");
+    }
+    ended(&shell.run(&["bench", "run", "x", "--agent"], &[("TS_AUTHKEY", "a")]), 69, "no agent runs");
+    for args in
+        [["--streams", "0"], ["--streams", "65"], ["--direction", "up"], ["--duration", "11m"], ["--duration", "0"]]
+    {
+        let output = shell.run(&[&["bench", "run", "x"], &args[..]].concat(), &[]);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+    }
+}
+
+#[test]
 fn a_key_is_needed_and_only_one() {
     let shell = Shell::new();
     // A person could log in to `up`; in CI there is none, and the others want a terminal.

@@ -345,6 +345,14 @@ impl Agent {
         }
     }
 
+    /// Over which path packets to a peer go; where none went lately, over which the last ones did.
+    pub async fn path_to(&self, peer: &NodePublic) -> Path {
+        let (reply, answer) = oneshot::channel();
+        let asked = self.inner.dataplane.send(Command::Peers { reply }).await;
+        let peers = if asked { answer.await.unwrap_or_default() } else { Vec::new() };
+        peers.iter().find(|known| known.key == *peer).map_or(Path::None, |known| known.path.into())
+    }
+
     /// Makes [`Self::leave`] log out a node whose identity is kept, and remove what is kept of it: the next start is
     /// another node's.
     pub fn forget_identity(&self) {

@@ -16,26 +16,30 @@ pub struct Usage {
 pub struct Cost {
     /// CPU seconds, user and system, of all threads.
     pub cpu_s: f64,
-    /// Resident memory at the end, in bytes; 0 where the system doesn't say.
-    pub rss_bytes: u64,
+    /// Resident memory at the end, in bytes; `None` where the system doesn't say.
+    pub rss_bytes: Option<u64>,
 }
 
 impl Usage {
     /// What has been used up to now.
     #[must_use]
     pub fn now() -> Self {
-        let time = clock_gettime(ClockId::ProcessCPUTime);
-        let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
-        let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
-        Self { cpu: Duration::new(seconds, nanoseconds) }
+        Self { cpu: cpu_time(ClockId::ProcessCPUTime) }
     }
 
     /// What has been used since.
     #[must_use]
     pub fn cost(self) -> Cost {
         let cpu = Self::now().cpu.saturating_sub(self.cpu);
-        Cost { cpu_s: cpu.as_secs_f64(), rss_bytes: resident_bytes().unwrap_or(0) }
+        Cost { cpu_s: cpu.as_secs_f64(), rss_bytes: resident_bytes() }
     }
+}
+
+fn cpu_time(clock: ClockId) -> Duration {
+    let time = clock_gettime(clock);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    let nanoseconds = u32::try_from(time.tv_nsec).unwrap_or(0);
+    Duration::new(seconds, nanoseconds)
 }
 
 /// The second field of `/proc/self/statm` (proc(5)) counts pages.

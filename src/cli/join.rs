@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::builder::{OsStringValueParser, TypedValueParser as _};
+use nixtail_proto::credential;
 use nixtail_proto::proxy::Proxies;
 
 use crate::agent::{Config, JOIN_DEADLINE};
@@ -56,6 +57,14 @@ pub(super) struct JoinArgs {
 impl JoinArgs {
     fn state_dir(&self) -> Option<&Path> {
         self.state_dir.as_deref().filter(|folder| !folder.as_os_str().is_empty())
+    }
+
+    /// Whether anything is named that this node could log in with, or come back with. Whether it is good, [`Self::credential`] tells.
+    pub(super) fn names_way_in(&self) -> bool {
+        let is_set = |name: &String| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+        // What GitHub gives to any job is no credential by itself.
+        let mut ours = credential::variables().filter(|name| name.starts_with("TS_"));
+        self.auth_key.is_some() || self.state_dir().is_some() || ours.any(|name| is_set(&name))
     }
 
     /// What to log in with, from wherever it was given. `None`: nothing, and a kept identity or a person may do.

@@ -41,6 +41,13 @@ pub(super) struct Background {
     detached: bool,
 }
 
+impl Background {
+    /// Whether the command is to go on, or goes on, behind the one that was called.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.background || self.detached
+    }
+}
+
 /// What a command that stays does besides being on the tailnet.
 pub(super) trait Role {
     /// Whether a person is asked to log in where there is no credential, even without a terminal.
@@ -206,7 +213,7 @@ async fn work(agent: &Agent, role: &mut impl Role, begun: Instant) -> Result<(),
     role.finished().await
 }
 
-/// The verbs of every agent: `/status`, `/derp-map`, `/ping`, `/dial`, `/stop`.
+/// The verbs of every agent: `/status`, `/derp-map`, `/ping`, `/dial`, `/bench/…`, `/stop`.
 fn routes(
     agent: &Agent,
     stop: &CancellationToken,
@@ -241,6 +248,7 @@ fn routes(
             agent.dial(&host, port).await.map_err(Failure::from)
         }
     });
+    super::bench::add_routes(&mut routes, agent);
     let (stop, told) = (stop.clone(), Arc::clone(told));
     let leaving = agent.clone();
     routes.add(Method::POST, "/stop", move |request: Request| {

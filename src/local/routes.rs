@@ -115,6 +115,12 @@ impl Request {
         })
     }
 
+    /// Lets `work` go on beside the answer, until it ends or the server stops: what speaks on a stream that the call turns into.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let cancel = self.streams.cancel.clone();
+        self.streams.tasks.spawn(cancel.run_until_cancelled_owned(work));
+    }
+
     /// As [`Self::json`]; without a body what is usual.
     ///
     /// # Errors

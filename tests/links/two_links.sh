@@ -99,7 +99,7 @@ echo "figure: the stream's path changed $(grep -c ", before by" "$folder/stream.
 in_a ip -4 addr flush dev link1
 in_a ip -4 addr flush dev link2
 far6=$("$nixtail" ip -6 --socket "$folder/far.sock")
-in_a "$nixtail" bench run "$far6" --hostname stream6 --reverse --duration 1s --json >"$folder/stream6.json" 2>"$folder/stream6.log" ||
+in_a "$nixtail" bench run "$far6" --hostname stream6 --direction download --duration 1s --json >"$folder/stream6.json" 2>"$folder/stream6.log" ||
   fail "no stream over IPv6"
 cat "$folder/stream6.json"
 grep -q 'fd0[12]::2' "$folder/stream6.json" || fail "the stream over IPv6 took another path"
