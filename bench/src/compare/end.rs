@@ -1,5 +1,6 @@
 //! The driver's side of an end: a process that takes orders by its stdin and answers by its stdout.
 
+use std::cell::Cell;
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -25,6 +26,8 @@ pub(super) struct End {
     stdin: Option<ChildStdin>,
     answers: Receiver<String>,
     log: PathBuf,
+    /// It owes an answer, so that the next one would be to another order.
+    is_lost: Cell<bool>,
     /// What it said when it was ready.
     pub(super) ready: Answer,
 }
@@ -41,7 +44,15 @@ impl End {
             let mut stdout = BufReader::new(stdout?).lines().map_while(Result::ok);
             stdout.try_for_each(|line| lines.send(line).ok())
         });
-        let mut end = Self { name: name.to_owned(), child, stdin, answers, log, ready: Answer::default() };
+        let mut end = Self {
+            name: name.to_owned(),
+            child,
+            stdin,
+            answers,
+            log,
+            is_lost: Cell::new(false),
+            ready: Answer::default(),
+        };
         end.ready = end.next_answer(Duration::ZERO)?;
         Ok(end)
     }
@@ -53,6 +64,9 @@ impl End {
 
     /// Has it do something that takes so long, and waits for its answer.
     pub(super) fn obey(&self, order: &Order, takes: Duration) -> Result<Answer, Box<dyn Error>> {
+        if self.is_lost.get() {
+            return Err(format!("{} hasn't answered before", self.name).into());
+        }
         let mut line = serde_json::to_vec(order)?;
         line.push(b'\n');
         let mut stdin = self.stdin.as_ref().ok_or("an end that takes no orders")?;
@@ -63,6 +77,7 @@ impl End {
 
     fn next_answer(&self, takes: Duration) -> Result<Answer, Box<dyn Error>> {
         let Ok(line) = self.answers.recv_timeout(takes + PATIENCE) else {
+            self.is_lost.set(true);
             return Err(format!("{} doesn't answer: {}", self.name, self.last_words()).into());
         };
         let answer: Answer = serde_json::from_str(&line).map_err(|error| format!("{}: {line}: {error}", self.name))?;

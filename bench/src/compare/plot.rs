@@ -10,7 +10,7 @@ use crate::nix::figures::Spread;
 const WIDTH: f64 = 980.0;
 const MARGIN: f64 = 24.0;
 /// What stands above the panels.
-const TOP: f64 = 84.0;
+const TOP: f64 = 112.0;
 const COLUMNS: usize = 2;
 const GAP: f64 = 36.0;
 const PANEL: f64 = (WIDTH - 2.0 * MARGIN - GAP) / 2.0;
@@ -21,13 +21,24 @@ const BARS: f64 = PANEL - NAMES - FIGURES;
 const HEAD: f64 = 38.0;
 const LINE: f64 = 22.0;
 const BAR: f64 = 12.0;
+/// A limit's bar that would be so many times as long as all others is cut off, so that those can be told apart.
+const CUT: f64 = 4.0;
+/// How long it is then, beside the longest of the others.
+const CUT_LENGTH: f64 = 1.3;
 
 const STYLE: &str = "\
 text{font:12px system-ui,sans-serif;fill:#24292f}.title{font-size:17px;font-weight:600}.head{font-weight:600}\
 .faint{fill:#59636e}.paper{fill:#fff}.ours{fill:#0969da}.theirs{fill:#9198a1}.limit{fill:#d1d9e0}\
-.spread{stroke:#24292f;stroke-width:1.2}.name{text-anchor:end}\
+.spread{stroke:#24292f;stroke-width:1.2}.cut{stroke:#fff;stroke-width:2;fill:none}.name{text-anchor:end}\
 @media(prefers-color-scheme:dark){text{fill:#e6edf3}.faint{fill:#9198a1}.paper{fill:#0d1117}.ours{fill:#4493f8}\
-.theirs{fill:#656c76}.limit{fill:#3d444d}.spread{stroke:#e6edf3}}";
+.theirs{fill:#656c76}.limit{fill:#3d444d}.spread{stroke:#e6edf3}.cut{stroke:#0d1117}}";
+
+/// What colours mean.
+const LEGEND: [(&str, &str); 3] = [
+    ("ours", "nixtail at one end or both"),
+    ("theirs", "others"),
+    ("limit", "limits: no tunnel, no TCP in the tunnel"),
+];
 
 /// Bars of one kind.
 struct Panel {
@@ -59,6 +70,11 @@ pub(super) fn svg(links: &[LinkPlan], figures: &Figures, subtitle: &str) -> Stri
     let _ = writeln!(text, r#"<rect class="paper" width="{WIDTH}" height="{height}" rx="6"/>"#);
     label(&mut text, [MARGIN, 34.0], "title", "nixtail beside its peers");
     label(&mut text, [MARGIN, 54.0], "faint", subtitle);
+    for (index, (class, words)) in LEGEND.into_iter().enumerate() {
+        let x = MARGIN + index as f64 * 230.0;
+        let _ = writeln!(text, r#"<rect class="{class}" x="{x}" y="66" width="{BAR}" height="{BAR}" rx="2"/>"#);
+        label(&mut text, [x + BAR + 6.0, 76.0], "faint", words);
+    }
     text.push_str(&body);
     text.push_str("</svg>\n");
     text
@@ -87,28 +103,42 @@ fn panels(links: &[LinkPlan], figures: &Figures) -> Vec<Panel> {
 fn draw(text: &mut String, x: f64, y: f64, panel: &Panel) {
     label(text, [x, y], "head", panel.link);
     label(text, [x, y + 17.0], "faint", panel.what);
-    let most = panel.bars.iter().map(|(_, spread)| spread.most).fold(f64::MIN_POSITIVE, f64::max);
-    let at = |value: f64| x + NAMES + value / most * BARS;
+    let end = end_of_scale(&panel.bars);
+    let at = |value: f64| x + NAMES + value.min(end) / end * BARS;
     for (index, (peer, spread)) in panel.bars.iter().enumerate() {
         let top = y + HEAD + LINE * index as f64 - 6.0;
         let middle = top + BAR / 2.0;
-        label(text, [x + NAMES - 8.0, middle + 4.0], "name", peer.title());
+        let (start, length) = (at(0.0), (at(spread.median) - at(0.0)).max(0.5));
+        label(text, [start - 8.0, middle + 4.0], "name", peer.title());
         let _ = writeln!(
             text,
-            r#"<rect class="{}" x="{:.1}" y="{top:.1}" width="{:.1}" height="{BAR}" rx="2"/>"#,
-            class(*peer),
-            at(0.0),
-            (at(spread.median) - at(0.0)).max(0.5)
+            r#"<rect class="{}" x="{start:.1}" y="{top:.1}" width="{length:.1}" height="{BAR}" rx="2"/>"#,
+            class(*peer)
         );
-        let (least, farthest) = (at(spread.least), at(spread.most));
-        let _ = writeln!(
-            text,
-            r#"<path class="spread" d="M{least:.1} {middle:.1}H{farthest:.1}M{least:.1} {:.1}v6M{farthest:.1} {:.1}v6"/>"#,
-            middle - 3.0,
-            middle - 3.0
-        );
-        label(text, [farthest + 6.0, middle + 4.0], "faint", &short(spread.median));
+        let (least, most) = (at(spread.least), at(spread.most));
+        if spread.median > end {
+            // Broken: two strokes across, in the colour of the paper.
+            let _ =
+                writeln!(text, r#"<path class="cut" d="M{:.1} {:.1}l6 -16m5 0l-6 16"/>"#, most - 24.0, top + BAR + 2.0);
+        } else {
+            let cap = middle - 3.0;
+            let _ = writeln!(
+                text,
+                r#"<path class="spread" d="M{least:.1} {middle:.1}H{most:.1}M{least:.1} {cap:.1}v6M{most:.1} {cap:.1}v6"/>"#
+            );
+        }
+        label(text, [most + 6.0, middle + 4.0], "faint", &short(spread.median));
     }
+}
+
+/// What the longest bar stands for.
+fn end_of_scale(bars: &[(Peer, Spread)]) -> f64 {
+    let most = |wanted: &dyn Fn(Peer) -> bool| {
+        let of = bars.iter().filter(|(peer, _)| wanted(*peer)).map(|(_, spread)| spread.most);
+        of.fold(f64::MIN_POSITIVE, f64::max)
+    };
+    let (all, others) = (most(&|_| true), most(&|peer| class(peer) != "limit"));
+    if others > f64::MIN_POSITIVE && all > CUT * others { CUT_LENGTH * others } else { all }
 }
 
 /// Ours, theirs, or what nobody can be better than.
