@@ -10,7 +10,6 @@ mod contact;
 mod counted;
 #[cfg(target_os = "linux")]
 mod link;
-mod micro;
 #[cfg(target_os = "linux")]
 mod nats;
 #[cfg(target_os = "linux")]
@@ -34,8 +33,6 @@ struct Arguments {
 
 #[derive(clap::Subcommand)]
 enum Command {
-    /// The state machines alone: no socket, no kernel, no runtime. Under a minute.
-    Micro,
     #[command(hide = true)]
     Counted(counted::Args),
     #[cfg(target_os = "linux")]
@@ -59,7 +56,6 @@ enum Command {
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments = Arguments::parse();
     match arguments.command {
-        Some(Command::Micro) => micro::run(),
         Some(Command::Counted(args)) => counted::run(&args),
         #[cfg(target_os = "linux")]
         Some(Command::Compare(args)) => compare::run(&args),
@@ -78,7 +74,6 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => {
             #[cfg(target_os = "linux")]
             compare::run(&compare::Args::default())?;
-            micro::run()?;
             #[cfg(target_os = "linux")]
             start::run(&start::Args::default())?;
             #[cfg(target_os = "linux")]
