@@ -33,13 +33,14 @@ mutants:
 	scripts/peers >/dev/null
 	scripts/mutants $(ONLY)
 
-# The tunnel beside its peers, the hot path alone, a start and first contacts beside tsnet, then Nix over nixtail beside sshd and tailscaled
-# (as root; says what it leaves out). 45 minutes. BENCH=compare is the first part alone, BENCH="contact 200" the first contacts; those
-# fail where p99 is 1.5 s or any takes over 3 s.
+# Each stage of the hot path, the tunnel beside its peers, a node at rest, a start and first contacts beside tsnet, then Nix over nixtail
+# beside sshd and tailscaled (as root; says what it leaves out). 50 minutes. BENCH=compare is the second part alone, BENCH="contact 200"
+# the first contacts; those fail where p99 is 1.5 s or any takes over 3 s.
 bench:
 	@environment=$$(scripts/needs bench)
 	eval "$$environment"
 	! command -v go >/dev/null || scripts/peers >/dev/null
+	$(if $(BENCH),,cargo bench --locked --package nixtail-bench --bench stages)
 	cargo build --release --locked --package nixtail --package nixtail-bench
 	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(BENCH)
 

@@ -1,5 +1,5 @@
-//! What nixtail moves and costs: its tunnel beside those that a user could pick instead, its hot path alone, its start and first
-//! contact beside tsnet's, and Nix over it beside Nix over others.
+//! What nixtail moves and costs: its tunnel beside those that a user could pick instead, itself at rest, its start and first
+//! contact beside tsnet's, and Nix over it beside Nix over others. What each stage of the hot path costs, `benches/stages` measures.
 //!
 //! What the tunnel moves between two machines, `nixtail bench` measures.
 
@@ -8,6 +8,8 @@ mod compare;
 #[cfg(target_os = "linux")]
 mod contact;
 mod counted;
+#[cfg(target_os = "linux")]
+mod idle;
 #[cfg(target_os = "linux")]
 mod link;
 #[cfg(target_os = "linux")]
@@ -41,6 +43,8 @@ enum Command {
     #[command(hide = true)]
     CompareEnd(compare::load::Args),
     #[cfg(target_os = "linux")]
+    Idle(idle::Args),
+    #[cfg(target_os = "linux")]
     Start(start::Args),
     #[cfg(target_os = "linux")]
     Contact(contact::Args),
@@ -62,6 +66,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         #[cfg(target_os = "linux")]
         Some(Command::CompareEnd(args)) => compare::load::run(&args),
         #[cfg(target_os = "linux")]
+        Some(Command::Idle(args)) => idle::run(&args),
+        #[cfg(target_os = "linux")]
         Some(Command::Start(args)) => start::run(&args),
         #[cfg(target_os = "linux")]
         Some(Command::Contact(args)) => contact::run(&args),
@@ -74,6 +80,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         None => {
             #[cfg(target_os = "linux")]
             compare::run(&compare::Args::default())?;
+            #[cfg(target_os = "linux")]
+            idle::run(&idle::Args::default())?;
             #[cfg(target_os = "linux")]
             start::run(&start::Args::default())?;
             #[cfg(target_os = "linux")]
