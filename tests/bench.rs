@@ -210,3 +210,39 @@ fn a_node_that_joins_for_a_run_leaves_after_it_and_when_it_is_interrupted() {
     assert!(server.wait(Duration::from_secs(60)).success());
     assert!(net.names().is_empty(), "the server has left");
 }
+
+#[test]
+fn what_this_machine_could_do_is_measured_without_a_network() {
+    let nixtail = |args: &[&str]| {
+        let mut command = Command::new(program());
+        command.args(["bench", "loopback", "--duration"]).args(args).env("COLUMNS", "200");
+        run(&mut command, 2 * PATIENCE)
+    };
+    let output = nixtail(&["10ms", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let result = json(&output);
+    let names = |stages: &Value| -> Vec<String> {
+        let stages = stages.as_array().unwrap().iter();
+        stages.map(|stage| stage["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(result["schema"], 1);
+    assert_eq!(names(&result["stages"]), ["tcp", "wireguard", "node", "syscalls"]);
+    assert_eq!(names(&result["others"]), ["syscalls_one_by_one", "ssh_aes128_gcm", "ssh_chacha20_poly1305"]);
+    for figure in [
+        &result["stages"][1]["sending"]["gbit_per_s"],
+        &result["sum"]["receiving"]["cpu_s_per_gb"],
+        &result["others"][2]["receiving"]["gbit_per_s"],
+        &result["together"]["gbit_per_s"],
+        &result["limit"]["share"],
+    ] {
+        assert!(figure.as_f64().unwrap() > 0.0, "{result:#}");
+    }
+    let output = nixtail(&["10ms"]);
+    let shown = words(&output.stdout);
+    assert!(output.status.success() && shown.starts_with("STAGE "), "{output:?}");
+    assert!(shown.lines().last().unwrap().starts_with("your limit is "), "{shown}");
+    assert!(words(&output.stderr).contains("measuring TCP"), "{output:?}");
+    for wrong in ["0", "2m"] {
+        assert_eq!(nixtail(&[wrong]).status.code(), Some(2));
+    }
+}

@@ -1,14 +1,11 @@
 //! The side that asks for a run: `bench run`.
 
-use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
-use nixtail_proto::key::NodePublic;
-use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite, ReadHalf, WriteHalf, split};
+use tokio::io::{ReadHalf, WriteHalf, split};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
@@ -16,82 +13,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::plan::{Plan, Way};
+use super::progress::{Counters, Live, Seconds};
 use super::report::{Conditions, Flow, Interval, PathChange, Report, check_arrived};
 use super::round_trips::{Phase, Samples, ping};
+use super::target::Target;
 use super::usage::{Cost, Usage};
 use super::wire::{Arrived, ClientWord, Lines, Purpose, Refusal, RunId, ServerWord, write_line};
 use super::{BenchError, DEADLINES, Deadlines, IDLE_TIME, SILENCE, WRAP_UP_TIME, bulk};
-use crate::agent::{Agent, DialError, Path, Stream};
+use crate::agent::Path;
 use crate::report::plain;
 
 /// How often a run tells how it goes.
 const SECOND: Duration = Duration::from_secs(1);
-/// What is left at the end and shorter than this isn't worth an interval of its own.
-const SHORTEST_INTERVAL: f64 = 0.05;
 /// Connections that are dialled at once: half of what a listener keeps for one node before it is accepted.
 const DIALS_AT_ONCE: usize = 32;
 /// The path is asked of a thread in this process: that it doesn't answer for so long says that it is frozen.
 const PATH_TIME: Duration = Duration::from_millis(500);
-
-/// The node that a run is against.
-pub trait Target: Sync {
-    /// A connection to it.
-    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
-
-    /// Opens a connection to its server.
-    fn dial(&self) -> impl Future<Output = Result<Self::Stream, DialError>> + Send;
-    /// The path that packets to it take.
-    fn path(&self) -> impl Future<Output = Path> + Send;
-}
-
-/// A node that an agent reaches.
-#[derive(Debug)]
-pub struct Through {
-    agent: Agent,
-    host: String,
-    port: u16,
-    peer: OnceLock<NodePublic>,
-}
-
-impl Through {
-    /// A target at a peer's name or address.
-    #[must_use]
-    pub fn new(agent: Agent, host: String, port: u16) -> Self {
-        Self { agent, host, port, peer: OnceLock::new() }
-    }
-}
-
-impl Target for Through {
-    type Stream = Stream;
-
-    async fn dial(&self) -> Result<Stream, DialError> {
-        let stream = self.agent.dial(&self.host, self.port).await?;
-        self.peer.get_or_init(|| stream.peer());
-        Ok(stream)
-    }
-
-    async fn path(&self) -> Path {
-        match self.peer.get() {
-            Some(peer) => self.agent.path_to(peer).await,
-            None => Path::None,
-        }
-    }
-}
-
-/// How a run goes, as it does.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Live {
-    /// The streams begin to send.
-    Begins {
-        /// The path at this moment.
-        path: Path,
-    },
-    /// About a second has passed.
-    Interval(Interval),
-    /// The path is another one.
-    PathChange(PathChange),
-}
 
 /// Makes one run against a [`super::Server`] at `target`, which the report calls `host`. `tell` hears how it goes. When `stop` is
 /// cancelled the streams end at once, and the report holds what there was.
@@ -224,33 +161,6 @@ struct Ended {
     path_at_end: Path,
 }
 
-/// What every stream has moved so far.
-struct Counters {
-    began: Instant,
-    streams: Vec<(Way, u16, Arc<AtomicU64>)>,
-}
-
-impl Counters {
-    fn sum(&self, way: Way) -> u64 {
-        let streams = self.streams.iter().filter(|(of, ..)| *of == way);
-        streams.map(|(_, _, bytes)| bytes.load(Ordering::Relaxed)).sum()
-    }
-
-    /// What is known here alone: bytes that the tunnel has taken, or that have come, from the begin until now.
-    fn so_far(&self, way: Way) -> Vec<Arrived> {
-        let to_s = self.began.elapsed().as_secs_f64();
-        let streams = self.streams.iter().filter(|(of, ..)| *of == way);
-        streams
-            .map(|(_, number, bytes)| Arrived {
-                number: *number,
-                bytes: bytes.load(Ordering::Relaxed),
-                from_s: 0.0,
-                to_s,
-            })
-            .collect()
-    }
-}
-
 /// A stream that is over, and what arrived of it where it did so here.
 type Over<S> = (S, Option<Arrived>);
 
@@ -377,40 +287,5 @@ impl<T: Target> Run<'_, T> {
 
     async fn say(&mut self, word: ClientWord) -> Result<(), BenchError> {
         timeout(SILENCE, write_line(&mut self.say, &word)).await.map_err(|_| BenchError::Silent)?
-    }
-}
-
-/// The seconds of a run, as they pass.
-struct Seconds {
-    began: Instant,
-    all: Vec<Interval>,
-    moved: [u64; 2],
-    round_trips: usize,
-}
-
-impl Seconds {
-    fn new(began: Instant) -> Self {
-        Self { began, all: Vec::new(), moved: [0; 2], round_trips: 0 }
-    }
-
-    /// One more has passed.
-    fn next(&mut self, counters: &Counters, samples: Option<&Samples>, tell: &mut (impl FnMut(Live) + Send)) {
-        let moved = [Way::Upload, Way::Download].map(|way| counters.sum(way));
-        let [upload_bytes, download_bytes] = [0, 1].map(|way: usize| moved[way] - self.moved[way]);
-        let (p50_ms, round_trips) = samples.map_or((None, 0), |samples| samples.recent(self.round_trips));
-        let from_s = self.all.last().map_or(0.0, |last| last.to_s);
-        let to_s = self.began.elapsed().as_secs_f64();
-        (self.moved, self.round_trips) = (moved, round_trips);
-        let interval = Interval { from_s, to_s, upload_bytes, download_bytes, p50_ms };
-        self.all.push(interval);
-        tell(Live::Interval(interval));
-    }
-
-    /// The rest, where there is one.
-    fn last(&mut self, counters: &Counters, samples: Option<&Samples>, tell: &mut (impl FnMut(Live) + Send)) {
-        let since = self.began.elapsed().as_secs_f64() - self.all.last().map_or(0.0, |last| last.to_s);
-        if since >= SHORTEST_INTERVAL || self.all.is_empty() {
-            self.next(counters, samples, tell);
-        }
     }
 }

@@ -6,22 +6,27 @@
 mod bulk;
 mod client;
 mod error;
+pub mod loopback;
 mod plan;
+mod progress;
 mod report;
 mod round_trips;
 mod server;
+mod target;
 mod usage;
 mod wire;
 pub mod words;
 
 use std::time::Duration;
 
-pub use client::{Live, Target, Through, run};
+pub use client::run;
 pub use error::BenchError;
 pub use plan::{Direction, MAX_DURATION, MAX_STREAMS, Plan, PlanError, Way};
+pub use progress::Live;
 pub use report::{Conditions, Flow, Interval, PathChange, Report, StreamRate, gbit_per_s, per_gb};
 pub use round_trips::{Latency, RoundTrips};
 pub use server::{MAX_RUNS, Served, Server, TOLD};
+pub use target::{Target, Through};
 pub use usage::{Cost, Usage};
 pub(crate) use wire::{Lines, write_line};
 

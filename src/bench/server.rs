@@ -347,7 +347,7 @@ impl<S: Io> Run<'_, S> {
         let moved = |way, bytes: &AtomicU64| ways.contains(&way).then(|| bytes.load(Ordering::Relaxed));
         let done =
             Done { upload_bytes: moved(Way::Upload, &received), download_bytes: moved(Way::Download, &sent), seconds };
-        self.part().await;
+        self.until_hung_up().await;
         Ok(done)
     }
 
@@ -356,7 +356,7 @@ impl<S: Io> Run<'_, S> {
     }
 
     /// Lets the client hang up first: it has read the last word then.
-    async fn part(mut self) {
+    async fn until_hung_up(mut self) {
         let until = tokio::time::Instant::now() + self.deadlines.answer;
         tokio::select! {
             _ = self.words.next::<ClientWord>() => {}

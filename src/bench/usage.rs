@@ -35,6 +35,11 @@ impl Usage {
     }
 }
 
+/// CPU time of the calling thread.
+pub(super) fn thread_cpu_time() -> Duration {
+    cpu_time(ClockId::ThreadCPUTime)
+}
+
 fn cpu_time(clock: ClockId) -> Duration {
     let time = clock_gettime(clock);
     let seconds = u64::try_from(time.tv_sec).unwrap_or(0);

@@ -49,13 +49,25 @@ pub(crate) enum Sent {
     Unreachable,
 }
 
+/// Whether the kernel may be handed trains to cut up: `NIXTAIL_GSO=0` forbids it.
+pub(crate) fn is_offload_wanted() -> bool {
+    std::env::var_os("NIXTAIL_GSO").is_none_or(|value| value != "0")
+}
+
 impl Sockets {
     /// Binds both families, to the same port where that is free. `port` 0 lets the kernel choose.
     ///
     /// # Errors
     /// The bind's own error, when neither family can be bound.
     pub(crate) fn bind(port: u16) -> io::Result<Self> {
-        let offload = std::env::var_os("NIXTAIL_GSO").is_none_or(|value| value != "0");
+        Self::bind_with(port, is_offload_wanted())
+    }
+
+    /// As [`Self::bind`]; `offload` says whether the kernel is handed trains to cut up, where it can.
+    ///
+    /// # Errors
+    /// As [`Self::bind`].
+    pub(crate) fn bind_with(port: u16, offload: bool) -> io::Result<Self> {
         let v4 = Socket::bind((Ipv4Addr::UNSPECIFIED, port).into(), offload);
         let wanted = v4.as_ref().map_or(port, |socket| socket.port);
         let v6 = Socket::bind((Ipv6Addr::UNSPECIFIED, wanted).into(), offload)

@@ -1,6 +1,7 @@
 //! `nixtail bench`: what the tunnel moves between two nodes, and what this machine could.
 
 mod asked;
+mod loopback;
 mod run;
 mod serve;
 
@@ -21,12 +22,14 @@ pub(super) struct Args {
 enum Command {
     Serve(serve::Args),
     Run(run::Args),
+    Loopback(loopback::Args),
 }
 
 pub(super) fn run(args: &Args) -> Result<(), Failure> {
     match &args.command {
         Command::Serve(args) => serve::run(args),
         Command::Run(args) => run::run(args),
+        Command::Loopback(args) => loopback::run(args),
     }
 }
 
