@@ -9,7 +9,6 @@ use super::programs::Programs;
 use super::rounds::{self, say};
 use super::site::{Setting, Site};
 use super::{Args, Found, finish};
-use crate::stage::host;
 use crate::stage::place::Place;
 use crate::start::control::Control;
 
@@ -40,7 +39,8 @@ pub(super) fn run(args: &Args, lacking: &[String]) -> Result<(), Box<dyn Error>>
         let site = Site::new(setting);
         rounds::run(&WITHOUT_ROOT, &selection, &site, &(), &mut found.figures, &mut found.failed);
     }
-    finish(args, &[WITHOUT_ROOT], &found, host::described(), &programs.nixtail)
+    let settings = args.env.iter().map(|(name, value)| format!("nixtail with {name}={value}")).collect();
+    finish(args, &[WITHOUT_ROOT], &found, settings, &programs.nixtail)
 }
 
 /// A folder for sockets and logs. Dropped, it is removed.

@@ -140,15 +140,15 @@ fn in_namespaces(args: &Args) -> Result<(), Box<dyn Error>> {
     let server = Machine::start(&folder, "control")?;
     let (left, right) = (Machine::start(&folder, "left")?, Machine::start(&folder, "right")?);
     join_control_at(Some(&server), [&left, &right])?;
-    let mut machine = host::described();
+    let mut settings = Vec::new();
     if let Some(name) = &args.congestion {
         for machine in [&left, &right] {
             let set = "echo \"$0\" >/proc/sys/net/ipv4/tcp_congestion_control";
             machine.run("sh", &["-c", set, name]).map_err(|error| format!("no congestion control {name}: {error}"))?;
         }
-        machine.push(format!("within the machines TCP {name}"));
+        settings.push(format!("within the machines TCP {name}"));
     }
-    machine.extend(args.env.iter().map(|(name, value)| format!("nixtail with {name}={value}")));
+    settings.extend(args.env.iter().map(|(name, value)| format!("nixtail with {name}={value}")));
     for link in &LINKS {
         if selection.peers(link).is_empty() {
             continue;
@@ -157,7 +157,7 @@ fn in_namespaces(args: &Args) -> Result<(), Box<dyn Error>> {
             note(&mut found.failed, link, &*error);
         }
     }
-    finish(args, &LINKS, &found, machine, &programs.nixtail)
+    finish(args, &LINKS, &found, settings, &programs.nixtail)
 }
 
 /// Everything that is measured on one link, with nodes that start and end with it.
@@ -197,14 +197,15 @@ fn on_link(
     Ok(())
 }
 
-/// Judges, prints, and writes what is to be written.
+/// Judges, prints, and writes what is to be written; `settings` is what of this run isn't as usual.
 fn finish(
     args: &Args,
     links: &[LinkPlan],
     found: &Found,
-    machine: Vec<String>,
+    settings: Vec<String>,
     nixtail: &Path,
 ) -> Result<(), Box<dyn Error>> {
+    let machine = [host::described(), settings].concat();
     // One that was built with this one, for debugging, is no release.
     let size = fs::metadata(nixtail).map(|metadata| metadata.len()).ok().filter(|_| !cfg!(debug_assertions));
     let verdicts = targets::verdicts(&found.figures, size);

@@ -112,8 +112,8 @@ impl Report<'_> {
             let spread = verdict.spread.map(|[least, most]| format!("{}–{}", short(least), short(most)));
             let judged = match verdict.met.zip(verdict.margin) {
                 None => "not measured".to_owned(),
-                Some((true, margin)) => format!("met, {:.0} % beyond", margin * 100.0),
-                Some((false, margin)) => format!("**missed by {:.0} %**", -margin * 100.0),
+                Some((true, margin)) => format!("met, {} % beyond", short(margin * 100.0)),
+                Some((false, margin)) => format!("**missed by {} %**", short(-margin * 100.0)),
             };
             let (target, wanted) = (verdict.target, &verdict.wanted);
             let _ = writeln!(text, "| {target} | {wanted} | {is} | {} | {judged} |", spread.unwrap_or_default());
@@ -189,7 +189,7 @@ mod tests {
             "| nixtail | 2000 (1900–2200) | 2000 (1900–2200) |",
             "| tsnet | 800 (760–880), 2.50 × |  |",
             "| tsnet → tailscaled, TUN | 500 (500–500) |  |",
-            "| clean link, one stream, beside tsnet | ≥ 3 × | 2.50 | 2.50–2.50 | **missed by 17 %** |",
+            "| clean link, one stream, beside tsnet | ≥ 3 × | 2.50 | 2.50–2.50 | **missed by 16.7 %** |",
             "| 20 ms, beside tsnet | ≥ 1.5 × |  |  | not measured |",
             "- tailscaled: it isn't there",
         ] {
