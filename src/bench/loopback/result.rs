@@ -43,7 +43,7 @@ pub struct Stage {
 /// What a stage takes at one end.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Spent {
-    /// What one core does of this stage alone, in 10⁹ bits a second.
+    /// What one core does of this stage alone, in 10⁹ bits a second; 0 where it takes nothing that could be told from noise.
     pub gbit_per_s: f64,
     /// CPU seconds for each 10⁹ bytes.
     pub cpu_s_per_gb: f64,

@@ -68,7 +68,11 @@ fn name(stage: &Stage, gso: bool) -> &'static str {
     }
 }
 
+/// What takes nothing that could be told from noise has no rate.
 fn cells(spent: Spent) -> Vec<String> {
+    if spent.cpu_s_per_gb == 0.0 {
+        return ["-", "0.00", "0 %"].map(str::to_owned).to_vec();
+    }
     let share = spent.share.map_or_else(|| "-".to_owned(), |share| format!("{:.0} %", share * 100.0));
     vec![format!("{:.2}", spent.gbit_per_s), format!("{:.2}", spent.cpu_s_per_gb), share]
 }
