@@ -270,7 +270,7 @@ impl Node {
 
     fn flush_incoming(&mut self, now: Instant) {
         if !self.incoming.is_empty() {
-            self.stack.handle_packets(now, &self.incoming);
+            self.stack.handle_packets(now, &mut self.incoming);
             self.incoming.clear();
         }
     }

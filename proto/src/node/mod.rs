@@ -86,9 +86,8 @@ pub struct Node {
     small: VecDeque<(Destination, Vec<u8>)>,
     /// What came out of tunnels and passed the filter.
     incoming: PacketBatch<PeerId>,
-    /// What the stack wants sent, and how many of it are.
+    /// What the stack wants sent.
     outgoing: PacketBatch<PeerId>,
-    outgoing_done: usize,
     duplicate: outbound::Duplicate,
     events: VecDeque<Event>,
     pings: Pings,
@@ -130,7 +129,6 @@ impl Node {
             small: VecDeque::new(),
             incoming: PacketBatch::new(),
             outgoing: PacketBatch::new(),
-            outgoing_done: 0,
             duplicate: outbound::Duplicate::default(),
             events: VecDeque::new(),
             pings: Pings::default(),

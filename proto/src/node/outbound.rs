@@ -35,13 +35,12 @@ impl Node {
                 if let Some(transmit) = self.serve(now, id, buffer, max_segments) {
                     return Some(transmit);
                 }
-            } else if self.outgoing_done < self.outgoing.len() {
+            } else if !self.outgoing.is_empty() {
                 if let Some(transmit) = self.seal_outgoing(now, buffer, max_segments) {
                     return Some(transmit);
                 }
             } else {
                 self.outgoing.clear();
-                self.outgoing_done = 0;
                 self.stack.poll_packets(now, &mut self.outgoing, STACK_BUDGET);
                 if self.outgoing.is_empty() {
                     return None;
@@ -105,9 +104,9 @@ impl Node {
 
     /// Seals the next packets of the stack that are for one peer.
     fn seal_outgoing(&mut self, now: Instant, buffer: &mut [u8], max_segments: usize) -> Option<Transmit> {
-        let id = self.outgoing.iter().nth(self.outgoing_done).map(|(id, _)| id)?;
+        let (id, _) = self.outgoing.first()?;
         if self.peers.with_tunnel(id, &self.identity, self.direct, &mut self.rng).is_none() {
-            self.outgoing_done += 1;
+            self.outgoing.take_first();
             self.drops.orphaned += 1;
             return None;
         }
@@ -116,8 +115,9 @@ impl Node {
         let route = tunnel.route(now);
         let ready = route.exists() && tunnel.session.has_keys(now) && !tunnel.session.has_waiting();
         let mut train = Train::default();
-        let mine = self.outgoing.iter().skip(self.outgoing_done).take_while(|(peer, _)| *peer == id);
-        for (_, packet) in mine {
+        while let Some((peer, packet)) = self.outgoing.first()
+            && peer == id
+        {
             if ready {
                 match train.add(packet.len(), max_segments, buffer, |room| tunnel.session.seal(now, packet, room)) {
                     Added::Yes => {}
@@ -128,7 +128,7 @@ impl Node {
                 tunnel.session.wait(now, packet);
             }
             note_flow(&mut self.filter, packet);
-            self.outgoing_done += 1;
+            self.outgoing.take_first();
         }
         self.schedule.wake(id);
         if train.len == 0 { None } else { self.send(now, id, route, train, buffer) }

@@ -2,19 +2,52 @@
 
 use std::ops::Range;
 
+use super::cut::Cut;
+use super::join::join;
+
 /// IP packets, back to back in one buffer that is kept between uses, so that no packet costs an allocation.
 ///
 /// `P` is an opaque tag: whom a packet goes to, or through whose WireGuard session it came.
 /// The batch itself has no bound: who fills it stops at a budget (see [`PacketBatch::bytes`] and [`PacketBatch::len`]).
+///
+/// A packet may be a TCP super-segment, of up to 64 KiB: [`PacketBatch::first`] shows it cut into packets.
 #[derive(Debug, Clone)]
 pub struct PacketBatch<P> {
+    /// As long as all that was ever in it at once: what is written anew need not be zeroed first.
     bytes: Vec<u8>,
-    packets: Vec<(P, Range<usize>)>,
+    /// How many of them are in use.
+    used: usize,
+    packets: Vec<Entry<P>>,
+    /// How many packets they are when all are cut.
+    count: usize,
+    /// How many of `packets` were taken from the front.
+    taken: usize,
+    first: First,
+}
+
+#[derive(Debug, Clone)]
+struct Entry<P> {
+    peer: P,
+    place: Range<usize>,
+    /// Bytes of data in each segment of a super-segment; 0 for what is one packet.
+    segment: usize,
+}
+
+/// How far the first entry is taken apart.
+#[derive(Debug, Clone, Default)]
+enum First {
+    /// Nobody looked at it yet.
+    #[default]
+    Whole,
+    /// It can't, or need not be.
+    Single,
+    /// The segment whose turn it is stands at `place` of the entry.
+    Segment { cut: Cut, place: Range<usize> },
 }
 
 impl<P> Default for PacketBatch<P> {
     fn default() -> Self {
-        Self { bytes: Vec::new(), packets: Vec::new() }
+        Self { bytes: Vec::new(), used: 0, packets: Vec::new(), count: 0, taken: 0, first: First::Whole }
     }
 }
 
@@ -24,78 +57,120 @@ impl<P: Copy> PacketBatch<P> {
         Self::default()
     }
 
-    /// An empty batch with room for `packets` packets of `bytes` bytes together.
-    pub fn with_capacity(packets: usize, bytes: usize) -> Self {
-        Self { bytes: Vec::with_capacity(bytes), packets: Vec::with_capacity(packets) }
+    /// Adds a packet of exactly `length` bytes, which `fill` writes into a slice that may hold anything. Returns what `fill`
+    /// returns.
+    pub fn push<R>(&mut self, peer: P, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.push_super(peer, length, 0, fill)
     }
 
-    /// Adds a packet of exactly `length` bytes, which `fill` writes into a zeroed slice. Returns what `fill` returns.
-    pub fn push<R>(&mut self, peer: P, length: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        let start = self.bytes.len();
-        let end = start.saturating_add(length);
-        self.bytes.resize(end, 0);
-        let result = fill(self.bytes.get_mut(start..end).unwrap_or_default());
-        self.packets.push((peer, start..end));
+    /// As [`PacketBatch::push`], for a TCP super-segment that is to be cut into segments with this many bytes of data each.
+    pub fn push_super<R>(&mut self, peer: P, length: usize, segment: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let result = fill(self.room(length));
+        self.count += length.checked_div(segment).unwrap_or(0).max(1);
+        self.add(peer, length, segment);
         result
     }
 
-    /// Adds a packet of at most `capacity` bytes: `fill` gets a zeroed slice and returns how many of its first bytes are
-    /// the packet, or `None` to add nothing. Says whether a packet was added.
+    /// Adds a packet of at most `capacity` bytes: `fill` gets a slice that may hold anything, and returns how many of its first
+    /// bytes are the packet, or `None` to add nothing. Says whether a packet was added.
     ///
     /// This is what opening a sealed packet needs: its length is known only afterwards.
     pub fn push_up_to(&mut self, peer: P, capacity: usize, fill: impl FnOnce(&mut [u8]) -> Option<usize>) -> bool {
-        let start = self.bytes.len();
-        self.bytes.resize(start.saturating_add(capacity), 0);
-        let written = fill(self.bytes.get_mut(start..).unwrap_or_default());
-        let end = start.saturating_add(written.unwrap_or(0).min(capacity));
-        self.bytes.truncate(end);
-        if written.is_some() {
-            self.packets.push((peer, start..end));
-        }
-        written.is_some()
+        let Some(length) = fill(self.room(capacity)) else { return false };
+        self.count += 1;
+        self.add(peer, length.min(capacity), 0);
+        true
     }
 
     /// Adds a copy of `packet`.
     pub fn push_slice(&mut self, peer: P, packet: &[u8]) {
-        let start = self.bytes.len();
-        self.bytes.extend_from_slice(packet);
-        self.packets.push((peer, start..self.bytes.len()));
+        self.push(peer, packet.len(), |room| room.copy_from_slice(packet));
     }
 
-    /// The packets in the order in which they were added.
+    /// The packets in the order in which they were added, taken or not; super-segments whole.
     pub fn iter(&self) -> impl Iterator<Item = (P, &[u8])> + Clone {
-        self.packets.iter().map(|(peer, range)| {
-            let packet = self.bytes.get(range.clone()).unwrap_or_default();
-            (*peer, packet)
-        })
+        self.packets.iter().map(|entry| (entry.peer, self.bytes.get(entry.place.clone()).unwrap_or_default()))
     }
 
-    /// How many packets there are.
+    /// The first packet that isn't taken yet; of a super-segment, the segment whose turn it is.
+    pub fn first(&mut self) -> Option<(P, &mut [u8])> {
+        let entry = self.packets.get(self.taken)?;
+        let packet = self.bytes.get_mut(entry.place.clone()).unwrap_or_default();
+        if let First::Whole = self.first {
+            self.first = match Cut::begin(packet, entry.segment) {
+                Some(cut) => First::Segment { place: cut.place(packet), cut },
+                None => First::Single,
+            };
+        }
+        let packet = match &self.first {
+            First::Segment { place, .. } => packet.get_mut(place.clone()).unwrap_or_default(),
+            First::Whole | First::Single => packet,
+        };
+        Some((entry.peer, packet))
+    }
+
+    /// Takes the packet that [`PacketBatch::first`] shows.
+    pub fn take_first(&mut self) {
+        let Some(entry) = self.packets.get(self.taken) else { return };
+        if let First::Segment { cut, place } = &mut self.first
+            && cut.advance()
+        {
+            *place = cut.place(self.bytes.get_mut(entry.place.clone()).unwrap_or_default());
+        } else {
+            self.first = First::Whole;
+            self.taken += 1;
+        }
+    }
+
+    /// Joins TCP segments that follow each other in the batch and in their connection. Their checksums are no longer right.
+    pub fn join_segments(&mut self)
+    where
+        P: PartialEq,
+    {
+        let bytes = &mut self.bytes;
+        self.packets.dedup_by(|next, kept| next.peer == kept.peer && join(bytes, &mut kept.place, &next.place));
+    }
+
+    /// How many packets there are, taken or not. Of a super-segment, about as many as it will be cut into.
     pub fn len(&self) -> usize {
-        self.packets.len()
+        self.count
     }
 
-    /// Whether there is no packet.
+    /// Whether there is no packet, or all are taken.
     pub fn is_empty(&self) -> bool {
-        self.packets.is_empty()
+        self.taken >= self.packets.len()
     }
 
     /// How many bytes all packets have together.
     pub fn bytes(&self) -> usize {
-        self.bytes.len()
+        self.used
     }
 
     /// Shows each packet to `visit`, in order, to be opened where it lies.
     pub fn for_each_mut(&mut self, mut visit: impl FnMut(P, &mut [u8])) {
-        for (peer, range) in &self.packets {
-            visit(*peer, self.bytes.get_mut(range.clone()).unwrap_or_default());
+        for entry in &self.packets {
+            visit(entry.peer, self.bytes.get_mut(entry.place.clone()).unwrap_or_default());
         }
     }
 
     /// Forgets the packets and keeps the memory.
     pub fn clear(&mut self) {
-        self.bytes.clear();
+        (self.used, self.count, self.taken, self.first) = (0, 0, 0, First::Whole);
         self.packets.clear();
+    }
+
+    fn room(&mut self, length: usize) -> &mut [u8] {
+        let end = self.used.saturating_add(length);
+        if self.bytes.len() < end {
+            self.bytes.resize(end, 0);
+        }
+        self.bytes.get_mut(self.used..end).unwrap_or_default()
+    }
+
+    fn add(&mut self, peer: P, length: usize, segment: usize) {
+        let place = self.used..self.used + length;
+        self.used = place.end;
+        self.packets.push(Entry { peer, place, segment });
     }
 }
 
@@ -134,7 +209,7 @@ mod tests {
         batch.push_slice(1, b"secret");
         batch.clear();
         assert!(batch.is_empty());
-        batch.push(2, 6, |buffer| assert_eq!(buffer, [0; 6]));
+        batch.push_slice(2, b"public");
         assert!(batch.push_up_to(2, 4, |_| Some(400)), "a length beyond the buffer is cut");
         assert_eq!(batch.iter().map(|(_, packet)| packet.len()).collect::<Vec<_>>(), [6, 4]);
     }

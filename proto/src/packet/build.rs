@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::parse::{IPV4_HEADER, IPV6_HEADER};
+use super::protocol;
 
 /// Hop limit of the packets that we write ourselves (the IANA default).
 const HOP_LIMIT: u8 = 64;
@@ -67,17 +68,66 @@ pub fn amended_checksum(check: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
     fold(sum(total, &new))
 }
 
-fn sum(start: u64, bytes: &[u8]) -> u64 {
-    let (words, rest) = bytes.as_chunks::<2>();
-    let total: u64 = words.iter().map(|word| u64::from(u16::from_be_bytes(*word))).sum();
-    let last = rest.first().map_or(0, |byte| u64::from(*byte) << 8);
-    start + total + last
+/// Writes the length of an IP packet without extensions into its header.
+pub(super) fn set_length(packet: &mut [u8]) {
+    let (field, length) = match packet.first().map(|first| first >> 4) {
+        Some(4) => (2..4, packet.len()),
+        _ => (4..6, packet.len().saturating_sub(IPV6_HEADER)),
+    };
+    let length = u16::try_from(length).unwrap_or(u16::MAX);
+    if let Some(field) = packet.get_mut(field) {
+        field.copy_from_slice(&length.to_be_bytes());
+    }
 }
 
-fn fold(mut total: u64) -> u16 {
+/// Writes length and checksums of a whole TCP packet, whose IP header is `ip_header` bytes long and has no extensions.
+pub(super) fn seal_headers(packet: &mut [u8], ip_header: usize) {
+    set_length(packet);
+    if ip_header == IPV4_HEADER
+        && let Some(header) = packet.first_chunk_mut::<IPV4_HEADER>()
+    {
+        header[10..12].fill(0);
+        let check = checksum(header).to_be_bytes();
+        header[10..12].copy_from_slice(&check);
+    }
+    set_tcp_checksum(packet, ip_header);
+}
+
+/// Writes the checksum of a whole TCP packet, whose IP header is `ip_header` bytes long and has no extensions.
+pub(super) fn set_tcp_checksum(packet: &mut [u8], ip_header: usize) {
+    let addresses = if ip_header == IPV4_HEADER { 12..IPV4_HEADER } else { 8..IPV6_HEADER };
+    let pseudo = sum(0, packet.get(addresses).unwrap_or_default());
+    let Some(segment) = packet.get_mut(ip_header..).filter(|segment| segment.len() >= 20) else { return };
+    segment[16..18].fill(0);
+    let length = u32::try_from(segment.len()).unwrap_or(u32::MAX);
+    let total = sum(sum(pseudo, &length.to_be_bytes()), &[0, protocol::TCP]);
+    let check = fold(sum(total, segment)).to_be_bytes();
+    segment[16..18].copy_from_slice(&check);
+}
+
+/// Adds the 16-bit words of `bytes`. It takes eight bytes at a time, in this machine's order, which makes no difference to
+/// such a sum but for the order of its own two bytes (RFC 1071 §2).
+fn sum(start: u64, bytes: &[u8]) -> u64 {
+    let (words, rest) = bytes.as_chunks::<8>();
+    let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
+    let mut total: u64 = words.iter().map(|word| halves(u64::from_ne_bytes(*word))).sum();
+    let mut last = [0; 8];
+    if let Some(last) = last.get_mut(..rest.len()) {
+        last.copy_from_slice(rest);
+    }
+    total += halves(u64::from_ne_bytes(last));
+    start + u64::from(u16::from_be_bytes(shorten(total).to_ne_bytes()))
+}
+
+fn fold(total: u64) -> u16 {
+    !shorten(total)
+}
+
+/// Adds what doesn't fit into 16 bits to what does.
+fn shorten(mut total: u64) -> u16 {
     while total > 0xffff {
         total = (total & 0xffff) + (total >> 16);
     }
     // `total` is at most 0xffff here.
-    !u16::try_from(total).unwrap_or(u16::MAX)
+    u16::try_from(total).unwrap_or(u16::MAX)
 }

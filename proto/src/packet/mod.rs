@@ -6,7 +6,9 @@
 
 pub mod batch;
 pub mod build;
+mod cut;
 pub mod icmp;
+mod join;
 pub mod parse;
 pub mod tcp;
 pub mod tsmp;

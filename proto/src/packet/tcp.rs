@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::parse::{IPV4_HEADER, IPV6_HEADER};
 use super::{Packet, Transport, build, protocol};
 
 /// No more data from the sender.
@@ -10,6 +11,8 @@ pub const FIN: u8 = 0x01;
 pub const SYN: u8 = 0x02;
 /// Ends a connection at once.
 pub const RST: u8 = 0x04;
+/// What came so far should be read.
+pub const PSH: u8 = 0x08;
 /// The acknowledgement number counts.
 pub const ACK: u8 = 0x10;
 
@@ -90,6 +93,15 @@ pub fn renumber(packet: &mut [u8], sequence: u32) {
     let check = build::amended_checksum(u16::from_be_bytes([segment[16], segment[17]]), old, new);
     segment[4..8].copy_from_slice(&new);
     segment[16..18].copy_from_slice(&check.to_be_bytes());
+}
+
+/// Writes the checksum of a packet that is TCP without IP extensions. Anything else stays as it is.
+pub fn fill_checksum(packet: &mut [u8]) {
+    match packet.first() {
+        Some(0x45) => build::set_tcp_checksum(packet, IPV4_HEADER),
+        Some(first) if first >> 4 == 6 => build::set_tcp_checksum(packet, IPV6_HEADER),
+        _ => {}
+    }
 }
 
 /// The answer to a segment for which there is no connection: a RST, or `None` if it is a RST itself, isn't whole TCP,

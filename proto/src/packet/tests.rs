@@ -112,3 +112,95 @@ fn families_do_not_mix() {
     assert_eq!(build::ip(ip("1.1.1.1"), ip("::1"), 6, &[]), None);
     assert_eq!(build::ip(ip("1.1.1.1"), ip("2.2.2.2"), 6, &[0; 65_535]), None);
 }
+
+/// One segment of a connection with `data`, and with options when `options` isn't empty.
+fn segment(v6: bool, sequence: u32, flags: u8, options: &[u8], data: &[u8]) -> Vec<u8> {
+    let (from, to) = if v6 { (ip("fd7a::1"), ip("fd7a::2")) } else { (ip("100.64.0.1"), ip("100.64.0.2")) };
+    let mut transport = vec![0xc0, 0, 0, 22];
+    transport.extend_from_slice(&sequence.to_be_bytes());
+    transport.extend_from_slice(&7u32.to_be_bytes());
+    transport.extend_from_slice(&[u8::try_from(5 + options.len() / 4).unwrap() << 4, flags, 1, 0, 0, 0, 0, 0]);
+    transport.extend_from_slice(options);
+    transport.extend_from_slice(data);
+    let check = build::pseudo_checksum(from, to, protocol::TCP, &transport);
+    transport[16..18].copy_from_slice(&check.to_be_bytes());
+    build::ip(from, to, protocol::TCP, &transport).unwrap()
+}
+
+fn data_of(bytes: &[u8]) -> (tcp::Segment, Vec<u8>) {
+    let packet = Packet::parse(bytes).unwrap();
+    let segment = tcp::Segment::parse(&packet).unwrap();
+    (segment, packet.payload[packet.payload.len() - segment.length as usize..].to_vec())
+}
+
+#[test]
+fn a_super_segment_is_cut_into_whole_packets_and_joined_again() {
+    let data: Vec<u8> = (0..10_007u32).map(|n| (n % 251) as u8).collect();
+    for (v6, options) in [(false, &[][..]), (true, &[]), (false, &[1, 1, 8, 10, 1, 2, 3, 4, 5, 6, 7, 8])] {
+        let whole = segment(v6, u32::MAX - 3000, tcp::ACK | tcp::PSH, options, &data);
+        let mut batch = PacketBatch::new();
+        batch.push_slice(1, b"before");
+        batch.push_super(1, whole.len(), 1200, |room| room.copy_from_slice(&whole));
+        assert_eq!(batch.len(), 9);
+        assert_eq!(batch.first().unwrap().1, b"before");
+        batch.take_first();
+        let (mut cut, mut together) = (PacketBatch::new(), Vec::new());
+        while let Some((peer, packet)) = batch.first() {
+            assert_checksums(packet);
+            let (segment, data) = data_of(packet);
+            assert_eq!(segment.sequence, (u32::MAX - 3000).wrapping_add(together.len() as u32));
+            let is_last = together.len() + data.len() == 10_007;
+            assert!(data.len() == 1200 || is_last);
+            assert_eq!(segment.flags, if is_last { tcp::ACK | tcp::PSH } else { tcp::ACK });
+            together.extend_from_slice(&data);
+            cut.push_slice(peer, packet);
+            batch.take_first();
+        }
+        assert_eq!((together, cut.len(), batch.is_empty()), (data.clone(), 9, true));
+        cut.join_segments();
+        let joined: Vec<_> = cut.iter().map(|(_, packet)| data_of(packet)).collect();
+        assert_eq!(joined, [data_of(&whole)]);
+    }
+}
+
+#[test]
+fn only_what_follows_in_the_same_connection_is_joined() {
+    let first = segment(false, 100, tcp::ACK, &[], b"abc");
+    let mut elsewhere = segment(false, 103, tcp::ACK, &[], b"def");
+    elsewhere[20] ^= 1;
+    let mut fragment = segment(false, 103, tcp::ACK, &[], b"def");
+    fragment[6] |= 0x20;
+    let alone = [
+        segment(false, 104, tcp::ACK, &[], b"def"),
+        segment(false, 103, tcp::ACK | tcp::FIN, &[], b"def"),
+        segment(false, 103, tcp::ACK, &[1, 1, 1, 1], b"def"),
+        segment(true, 103, tcp::ACK, &[], b"def"),
+        segment(false, 103, tcp::ACK, &[], b""),
+        elsewhere,
+        fragment,
+        b"\x45".to_vec(),
+    ];
+    for other in &alone {
+        let mut batch = PacketBatch::new();
+        batch.push_slice(1, &first);
+        batch.push_slice(1, other);
+        batch.join_segments();
+        assert_eq!(batch.iter().collect::<Vec<_>>(), [(1, first.as_slice()), (1, other)]);
+    }
+    let mut batch = PacketBatch::new();
+    batch.push_slice(1, &first);
+    batch.push_slice(2, &segment(false, 103, tcp::ACK, &[], b"def"));
+    batch.join_segments();
+    assert_eq!(batch.iter().count(), 2, "another peer's");
+}
+
+#[test]
+fn a_joined_segment_is_no_longer_than_its_length_field_can_say() {
+    let mut batch = PacketBatch::new();
+    for n in 0..60 {
+        batch.push_slice((), &segment(false, n * 1240, tcp::ACK, &[], &[0; 1240]));
+    }
+    batch.join_segments();
+    let lengths: Vec<_> = batch.iter().map(|(_, packet)| data_of(packet).1.len()).collect();
+    assert_eq!(lengths, [52 * 1240, 8 * 1240]);
+}

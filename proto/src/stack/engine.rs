@@ -3,15 +3,17 @@
 //! Nothing else in this crate names a smoltcp type; another TCP engine would replace this file.
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroUsize;
 use std::time::Instant;
 
 use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
-use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
 use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, State};
 use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
 use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE, REPEAT_WITHIN};
+use crate::packet::parse::IPV4_HEADER;
 use crate::packet::{Packet, PacketBatch, tcp};
 
 /// Turns the caller's instants into the engine's, counted from the first one that was seen.
@@ -71,6 +73,9 @@ pub(super) enum Received {
     End,
 }
 
+/// How many segments smoltcp may write in one step. At the least MTU, sealed, they fill a UDP datagram of 64 KiB, which is as much
+/// as the kernel segments.
+const BURST: usize = 49;
 /// More than the longest pause that smoltcp makes before it repeats something.
 const LONGER_THAN_ANY_PAUSE: EngineDuration = EngineDuration::from_secs(61);
 
@@ -235,8 +240,8 @@ impl Engine {
         }
         let substantial = self.sent.substantial;
         let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, sent: &mut self.sent };
-        let mut more = true;
-        for _ in 0..budget {
+        let (mut more, until) = (true, wire.outgoing.len() + budget);
+        while wire.outgoing.len() < until {
             let result = self.interface.poll_egress(now + self.ahead, &mut wire, &mut self.sockets);
             if result == PollResult::None {
                 more = false;
@@ -332,6 +337,8 @@ struct Incoming<'a>(&'a [u8]);
 struct Outgoing<'a, P> {
     batch: &'a mut PacketBatch<P>,
     peer: P,
+    /// Bytes of data in each segment that this one is to be cut into; 0 for a packet that is one.
+    segment: usize,
     sent: &'a mut Sent,
 }
 
@@ -352,16 +359,19 @@ impl<P: Copy> phy::Device for Wire<'_, P> {
     }
 
     fn transmit(&mut self, _: EngineInstant) -> Option<Self::TxToken<'_>> {
-        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, sent: &mut *self.sent })
+        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, segment: 0, sent: &mut *self.sent })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
         capabilities.medium = Medium::Ip;
         capabilities.max_transmission_unit = self.mtu;
-        // WireGuard has authenticated every byte that arrives.
+        // WireGuard has authenticated every byte that arrives. What goes out gets TCP's checksum when it is cut.
         capabilities.checksum.ipv4 = Checksum::Tx;
-        capabilities.checksum.tcp = Checksum::Tx;
+        capabilities.checksum.tcp = Checksum::None;
+        // smoltcp 0.14 would drop what is longer than the MTU over IPv6, offload or not.
+        let headers = IPV4_HEADER + 20;
+        capabilities.segmentation.tcpv4 = NonZeroUsize::new(headers + BURST * self.mtu.saturating_sub(headers));
         capabilities
     }
 }
@@ -374,11 +384,18 @@ impl phy::RxToken for Incoming<'_> {
 
 impl<P: Copy> phy::TxToken for Outgoing<'_, P> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
-        self.batch.push(self.peer, length, |packet| {
+        self.batch.push_super(self.peer, length, self.segment, |packet| {
             let result = write(packet);
             self.sent.note(packet);
+            if self.segment == 0 {
+                tcp::fill_checksum(packet);
+            }
             result
         })
+    }
+
+    fn set_meta(&mut self, meta: PacketMeta) {
+        self.segment = meta.segmentation_offload_size.map_or(0, |size| size.get().into());
     }
 }
 

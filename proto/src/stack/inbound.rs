@@ -12,7 +12,8 @@ use crate::packet::{Packet, PacketBatch, Transport, icmp, protocol, tcp, tsmp};
 
 impl<P: Copy + Eq + Hash> Stack<P> {
     /// Takes packets that have passed the filter, each with the peer through whose session it came.
-    pub fn handle_packets(&mut self, now: Instant, packets: &PacketBatch<P>) {
+    pub fn handle_packets(&mut self, now: Instant, packets: &mut PacketBatch<P>) {
+        packets.join_segments();
         for (peer, packet) in packets.iter() {
             self.handle_packet(now, peer, packet);
         }

@@ -9,7 +9,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 use super::super::{Accepted, Config, ConnectionError, ConnectionId, Read, Stack, StackEvent};
-use crate::packet::PacketBatch;
+use crate::packet::{Packet, PacketBatch, Transport, build, protocol};
 
 /// What the link does to packets.
 #[derive(Debug, Clone, Copy)]
@@ -120,12 +120,15 @@ impl Pair {
             loop {
                 batch.clear();
                 let more = self.stacks[end].poll_packets(self.now, &mut batch, 64);
-                for (peer, packet) in batch.iter() {
+                let any = !batch.is_empty();
+                while let Some((peer, packet)) = batch.first() {
                     assert_eq!(peer, 1 - end);
                     assert!(packet.len() <= 1280, "a packet of {} bytes", packet.len());
+                    assert_tcp_checksum(packet);
                     self.send(end, packet);
+                    batch.take_first();
                 }
-                if !more && batch.is_empty() {
+                if !more && !any {
                     break;
                 }
             }
@@ -277,4 +280,12 @@ impl Pair {
 fn pattern(position: usize) -> u8 {
     let mixed = (position as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     (mixed >> 56) as u8
+}
+
+fn assert_tcp_checksum(bytes: &[u8]) {
+    let packet = Packet::parse(bytes).unwrap();
+    if !matches!(packet.transport, Transport::Tcp { .. }) {
+        return;
+    }
+    assert_eq!(build::pseudo_checksum(packet.source, packet.destination, protocol::TCP, packet.payload), 0);
 }
