@@ -1,6 +1,7 @@
 //! The two bounded queues between one stream's application end and the dataplane.
 //!
-//! Each direction has one producer and one consumer and holds at most [`QUEUE_BYTES`] in chunks of [`CHUNK`] bytes. The
+//! Each direction has one producer and one consumer and holds at most [`QUEUE_BYTES`] in chunks of up to [`CHUNK`] bytes. Whole
+//! chunks change hands, and go back to be filled again, so that nobody copies while the other end waits for the lock. The
 //! application end is woken through its task's waker, the dataplane through the [`Doorbell`] that all streams share.
 
 use std::collections::VecDeque;
@@ -18,6 +19,16 @@ pub(crate) const CHUNK: usize = 64 << 10;
 /// Bytes that wait in one direction before its producer has to wait: enough that neither end idles while the other
 /// works on a chunk, and a few hundred KiB for each stream at the most.
 pub(crate) const QUEUE_BYTES: usize = 4 * CHUNK;
+
+/// What is shorter is put behind what waits already, rather than handed over in a chunk of its own: chunks that wait are half full
+/// at the least.
+const SHORT: usize = CHUNK / 2;
+
+/// The least room that a new chunk has.
+const SMALLEST_CHUNK: usize = 4 << 10;
+
+/// Empty chunks that are kept for the producer: one on its way each way.
+const SPARES: usize = 2;
 
 /// Why a stream ended other than by both sides' FIN. Its words are shown to people.
 #[derive(Clone, Debug)]
@@ -75,16 +86,24 @@ pub(crate) struct Pipe<Id> {
 
 #[derive(Debug, Default)]
 struct Queue {
-    chunks: VecDeque<Vec<u8>>,
-    // How much of the first chunk is consumed.
-    offset: usize,
+    chunks: VecDeque<Chunk>,
     bytes: usize,
+    spares: Vec<Chunk>,
     // The producer will add no more.
     ended: bool,
     // The consumer will take no more.
     abandoned: bool,
     broken: Option<Broken>,
     waker: Option<Waker>,
+}
+
+/// Bytes on their way, in a buffer that is used again.
+#[derive(Debug, Default)]
+pub(crate) struct Chunk {
+    // All of it is initialised; `start..end` is on its way.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
 }
 
 /// What the dataplane finds in a stream's outbound queue once it is empty.
@@ -113,12 +132,20 @@ impl<Id: Copy> Pipe<Id> {
         QUEUE_BYTES.saturating_sub(lock(&self.inbound).bytes)
     }
 
-    /// Dataplane: adds what came from the peer; `data` is within [`Self::inbound_room`].
-    pub(crate) fn push_inbound(&self, data: &[u8]) {
+    /// Dataplane: adds what came from the peer, which is within [`Self::inbound_room`]: the first `length` bytes of the buffer of
+    /// `chunk`, which is another one afterwards.
+    pub(crate) fn push_inbound(&self, chunk: &mut Chunk, length: usize) {
         let mut queue = lock(&self.inbound);
-        if !queue.abandoned {
-            queue.push(data);
+        if queue.abandoned {
+            return queue.wake();
         }
+        if length < SHORT {
+            queue.append(chunk.buffer.get(..length).unwrap_or_default());
+            return queue.wake();
+        }
+        let mut full = std::mem::replace(chunk, queue.spares.pop().unwrap_or_default());
+        (full.start, full.end) = (0, length);
+        queue.push(full);
         queue.wake();
     }
 
@@ -133,8 +160,7 @@ impl<Id: Copy> Pipe<Id> {
     pub(crate) fn close(&self, broken: Option<Broken>) {
         let mut outbound = lock(&self.outbound);
         outbound.abandoned = true;
-        outbound.chunks.clear();
-        outbound.bytes = 0;
+        outbound.clear();
         outbound.broken = outbound.broken.take().or_else(|| broken.clone());
         outbound.wake();
         drop(outbound);
@@ -152,35 +178,46 @@ impl<Id: Copy> Pipe<Id> {
     /// Dataplane: offers the outbound bytes to `write`, which says how many it took; stops when it takes less than
     /// offered. Answers what remains to be done when the queue is empty, `None` while it is not.
     pub(crate) fn drain_outbound(&self, mut write: impl FnMut(&[u8]) -> usize) -> Option<Outbound> {
+        let mut queue = lock(&self.outbound);
         loop {
-            // The chunk is taken out so that the application may add more while it is written.
-            let (chunk, offset) = {
-                let mut queue = lock(&self.outbound);
-                let offset = queue.offset;
-                match queue.chunks.pop_front() {
-                    Some(chunk) => (chunk, offset),
-                    None if queue.abandoned => return Some(Outbound::Aborted),
-                    None if queue.ended => return Some(Outbound::Ended),
-                    None => return Some(Outbound::Open),
-                }
-            };
-            let offered = chunk.get(offset..).unwrap_or_default();
-            let (length, taken) = (offered.len(), write(offered).min(offered.len()));
-            let mut queue = lock(&self.outbound);
-            queue.bytes = queue.bytes.saturating_sub(taken);
-            if taken < length {
-                queue.offset = offset + taken;
-                queue.chunks.push_front(chunk);
-            } else {
-                queue.offset = 0;
+            if queue.abandoned {
+                return Some(Outbound::Aborted);
             }
-            if taken > 0 {
+            let Some(mut chunk) = queue.chunks.pop_front() else {
+                return Some(if queue.ended { Outbound::Ended } else { Outbound::Open });
+            };
+            // The chunk is out so that the application may add more while it is written.
+            drop(queue);
+            let taken = write(chunk.bytes()).min(chunk.len());
+            chunk.start += taken;
+            queue = lock(&self.outbound);
+            queue.bytes = queue.bytes.saturating_sub(taken);
+            // Half of the queue is worth a wake-up, a chunk isn't.
+            if queue.bytes <= QUEUE_BYTES / 2 {
                 queue.wake();
             }
-            if taken < length {
+            if chunk.len() > 0 {
+                queue.chunks.push_front(chunk);
                 return None;
             }
+            queue.keep(chunk);
         }
+    }
+
+    /// Application: takes the next chunk and gives back the last one. Answers whether there was one.
+    fn take_inbound(&self, reading: &mut Chunk) -> bool {
+        let mut queue = lock(&self.inbound);
+        let Some(next) = queue.chunks.pop_front() else { return false };
+        queue.keep(std::mem::replace(reading, next));
+        let before = queue.bytes;
+        queue.bytes -= reading.len();
+        // The dataplane stops reading from the connection only when the queue is (nearly) full.
+        let made_room = before > QUEUE_BYTES / 2 && queue.bytes <= QUEUE_BYTES / 2;
+        drop(queue);
+        if made_room {
+            self.ring();
+        }
+        true
     }
 
     fn ring(&self) {
@@ -190,13 +227,70 @@ impl<Id: Copy> Pipe<Id> {
     }
 }
 
-impl Queue {
-    fn push(&mut self, data: &[u8]) {
-        self.bytes += data.len();
-        match self.chunks.back_mut() {
-            Some(last) if last.len() + data.len() <= CHUNK => last.extend_from_slice(data),
-            _ => self.chunks.push_back(data.to_vec()),
+impl Chunk {
+    /// All of its buffer, to be filled; at least [`CHUNK`] bytes.
+    pub(crate) fn room(&mut self) -> &mut [u8] {
+        if self.buffer.len() < CHUNK {
+            self.buffer.resize(CHUNK, 0);
         }
+        &mut self.buffer
+    }
+
+    fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.buffer.get(self.start..self.end).unwrap_or_default()
+    }
+
+    /// Puts `data` behind what is there, if it has room.
+    fn append(&mut self, data: &[u8]) -> bool {
+        let end = self.end + data.len();
+        let Some(room) = self.buffer.get_mut(self.end..end) else { return false };
+        room.copy_from_slice(data);
+        self.end = end;
+        true
+    }
+
+    /// Holds `data` and nothing else.
+    fn fill(&mut self, data: &[u8]) {
+        if self.buffer.len() < data.len() {
+            self.buffer.resize(data.len().max(SMALLEST_CHUNK), 0);
+        }
+        (self.start, self.end) = (0, 0);
+        self.append(data);
+    }
+}
+
+impl Queue {
+    fn push(&mut self, chunk: Chunk) {
+        self.bytes += chunk.len();
+        self.chunks.push_back(chunk);
+    }
+
+    fn append(&mut self, data: &[u8]) {
+        if self.chunks.back_mut().is_some_and(|last| last.append(data)) {
+            self.bytes += data.len();
+            return;
+        }
+        let mut chunk = self.spares.pop().unwrap_or_default();
+        chunk.fill(data);
+        self.push(chunk);
+    }
+
+    /// Keeps an empty chunk for the producer.
+    fn keep(&mut self, chunk: Chunk) {
+        if self.spares.len() < SPARES {
+            self.spares.push(chunk);
+        }
+    }
+
+    /// Throws away what waits.
+    fn clear(&mut self) {
+        self.chunks.clear();
+        self.spares.clear();
+        self.bytes = 0;
     }
 
     fn wake(&mut self) {
@@ -214,20 +308,20 @@ impl Queue {
 #[derive(Debug)]
 pub(crate) struct PipeEnd<Id: Copy> {
     pipe: Arc<Pipe<Id>>,
+    /// What was taken from the queue and isn't read yet.
+    reading: Chunk,
 }
 
 impl<Id: Copy> PipeEnd<Id> {
     pub(crate) fn new(pipe: Arc<Pipe<Id>>) -> Self {
-        Self { pipe }
+        Self { pipe, reading: Chunk::default() }
     }
 
     /// Resets the connection: what is queued either way is lost, and the peer is told.
     pub(crate) fn abort(&self) {
         let mut outbound = lock(&self.pipe.outbound);
         outbound.abandoned = true;
-        outbound.chunks.clear();
-        outbound.offset = 0;
-        outbound.bytes = 0;
+        outbound.clear();
         outbound.broken.get_or_insert_with(|| Broken {
             kind: io::ErrorKind::ConnectionAborted,
             reason: "the connection was reset by this side".to_owned(),
@@ -239,40 +333,34 @@ impl<Id: Copy> PipeEnd<Id> {
 }
 
 impl<Id: Copy + Unpin> AsyncRead for PipeEnd<Id> {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut queue = lock(&self.pipe.inbound);
-        if queue.bytes == 0 {
-            if let Some(broken) = &queue.broken {
-                return Poll::Ready(Err(broken.to_io()));
-            }
-            if queue.ended {
-                return Poll::Ready(Ok(()));
-            }
-            queue.wait(cx);
-            return Poll::Pending;
-        }
-        let before = queue.bytes;
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.remaining();
         while buf.remaining() > 0 {
-            let offset = queue.offset;
-            let Some(chunk) = queue.chunks.front() else { break };
-            let rest = chunk.get(offset..).unwrap_or_default();
-            let taken = rest.len().min(buf.remaining());
-            buf.put_slice(rest.get(..taken).unwrap_or_default());
-            if taken == rest.len() {
-                queue.chunks.pop_front();
-                queue.offset = 0;
-            } else {
-                queue.offset = offset + taken;
+            if this.reading.len() == 0 && !this.pipe.take_inbound(&mut this.reading) {
+                break;
             }
-            queue.bytes -= taken;
+            let taken = this.reading.len().min(buf.remaining());
+            buf.put_slice(this.reading.bytes().get(..taken).unwrap_or_default());
+            this.reading.start += taken;
         }
-        // The dataplane stops reading from the connection only when the queue is (nearly) full.
-        let made_room = before > QUEUE_BYTES / 2 && queue.bytes <= QUEUE_BYTES / 2;
-        drop(queue);
-        if made_room {
-            self.pipe.ring();
+        if buf.remaining() < before || before == 0 {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
+        let mut queue = lock(&this.pipe.inbound);
+        if queue.bytes > 0 {
+            // It came just now.
+            drop(queue);
+            return self.poll_read(cx, buf);
+        }
+        if let Some(broken) = &queue.broken {
+            return Poll::Ready(Err(broken.to_io()));
+        }
+        if queue.ended {
+            return Poll::Ready(Ok(()));
+        }
+        queue.wait(cx);
+        Poll::Pending
     }
 }
 
@@ -291,7 +379,19 @@ impl<Id: Copy + Unpin> AsyncWrite for PipeEnd<Id> {
             queue.wait(cx);
             return Poll::Pending;
         }
-        queue.push(data.get(..taken).unwrap_or_default());
+        let data = data.get(..taken).unwrap_or_default();
+        if taken < SHORT {
+            queue.append(data);
+        } else {
+            let mut chunk = queue.spares.pop().unwrap_or_default();
+            drop(queue);
+            chunk.fill(data);
+            queue = lock(&self.pipe.outbound);
+            // Unless the connection ended meanwhile, which the next write says.
+            if !queue.abandoned {
+                queue.push(chunk);
+            }
+        }
         drop(queue);
         self.pipe.ring();
         Poll::Ready(Ok(taken))
@@ -323,8 +423,7 @@ impl<Id: Copy> Drop for PipeEnd<Id> {
         lock(&self.pipe.outbound).ended = true;
         let mut inbound = lock(&self.pipe.inbound);
         inbound.abandoned = true;
-        inbound.chunks.clear();
-        inbound.bytes = 0;
+        inbound.clear();
         drop(inbound);
         self.pipe.ring();
     }
@@ -347,6 +446,12 @@ mod tests {
         (pipe.clone(), PipeEnd::new(pipe), doorbell)
     }
 
+    fn receive(pipe: &Pipe<u8>, data: &[u8]) {
+        let mut chunk = Chunk::default();
+        chunk.room()[..data.len()].copy_from_slice(data);
+        pipe.push_inbound(&mut chunk, data.len());
+    }
+
     fn rings(doorbell: &Doorbell<u8>) -> usize {
         let mut ids = Vec::new();
         doorbell.take(&mut ids);
@@ -367,15 +472,55 @@ mod tests {
         assert_eq!(rings(&doorbell), 1, "one entry for a pipe, however often it is written");
         pipe.answer();
         assert_eq!(pipe.drain_outbound(|_| 100), None);
-        let end = writer.await.unwrap();
+        tokio::task::yield_now().await;
+        assert!(!writer.is_finished(), "a little room isn't worth a wake-up");
         let mut total = 100;
-        let last = pipe.drain_outbound(|data| {
+        let mut take = |data: &[u8]| {
             total += data.len();
             data.len()
-        });
-        assert_eq!((last, total), (Some(Outbound::Open), QUEUE_BYTES + 10));
+        };
+        assert_eq!(pipe.drain_outbound(&mut take), Some(Outbound::Open));
+        let end = writer.await.unwrap();
+        assert_eq!(pipe.drain_outbound(&mut take), Some(Outbound::Open));
+        assert_eq!(total, QUEUE_BYTES + 10);
         assert_eq!(rings(&doorbell), 1);
         drop(end);
+    }
+
+    #[tokio::test]
+    async fn bytes_of_any_lengths_come_out_in_their_order() {
+        let lengths = [1, 60_000, 5, SHORT - 1, SHORT, CHUNK, 7, 4096, 4097, 40_000, 2, CHUNK - 1, 3];
+        let data: Vec<u8> = (0..lengths.iter().sum::<usize>()).map(|n| (n % 249) as u8).collect();
+        let (pipe, mut end, _doorbell) = pair();
+        let (mut chunk, mut came, mut went) = (Chunk::default(), vec![0; data.len()], Vec::new());
+        let (mut given, mut read) = (0, 0);
+        for length in lengths {
+            assert!(pipe.inbound_room() >= length);
+            chunk.room()[..length].copy_from_slice(&data[given..given + length]);
+            pipe.push_inbound(&mut chunk, length);
+            end.write_all(&data[given..given + length]).await.unwrap();
+            given += length;
+            // The application reads in parts that fit nothing, and lags behind.
+            while given - read > CHUNK {
+                let part = 10_007.min(given - read);
+                end.read_exact(&mut came[read..read + part]).await.unwrap();
+                read += part;
+            }
+            let drained = pipe.drain_outbound(|data| {
+                let taken = data.len().min(33_333);
+                went.extend_from_slice(&data[..taken]);
+                taken
+            });
+            assert!(drained.is_none_or(|last| last == Outbound::Open));
+        }
+        end.read_exact(&mut came[read..]).await.unwrap();
+        while went.len() < data.len() {
+            pipe.drain_outbound(|data| {
+                went.extend_from_slice(data);
+                data.len()
+            });
+        }
+        assert!(came == data && went == data);
     }
 
     #[tokio::test]
@@ -390,7 +535,7 @@ mod tests {
             data.len()
         });
         assert_eq!((last, sent.as_slice()), (Some(Outbound::Ended), &b"request"[..]));
-        pipe.push_inbound(b"answer");
+        receive(&pipe, b"answer");
         pipe.end_inbound();
         let mut answer = String::new();
         end.read_to_string(&mut answer).await.unwrap();
@@ -400,7 +545,7 @@ mod tests {
     #[tokio::test]
     async fn a_reset_is_told_after_the_bytes_that_came_before_it() {
         let (pipe, mut end, _doorbell) = pair();
-        pipe.push_inbound(b"half");
+        receive(&pipe, b"half");
         pipe.close(Some(Broken { kind: io::ErrorKind::ConnectionReset, reason: "the peer reset it".to_owned() }));
         let mut buf = [0; 16];
         assert_eq!(end.read(&mut buf).await.unwrap(), 4);
@@ -414,7 +559,7 @@ mod tests {
     async fn reading_below_the_half_rings_so_that_the_dataplane_fills_up_again() {
         let (pipe, mut end, doorbell) = pair();
         for _ in 0..4 {
-            pipe.push_inbound(&vec![1; CHUNK]);
+            receive(&pipe, &[1; CHUNK]);
         }
         assert_eq!(pipe.inbound_room(), 0);
         let mut buf = vec![0; CHUNK];

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use super::knocks::{Knock, Knocker};
-use super::{Destination, Node, PeerId};
+use super::{Destination, Drops, Node, PeerId};
 use crate::disco;
 use crate::filter::{self, DropReason, Filter, Verdict};
 use crate::key::NodePublic;
@@ -36,23 +36,38 @@ impl Node {
             return;
         }
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());
-        for datagram in data.chunks(segment_size.max(1)) {
-            if stun::is_stun(datagram) {
-                self.netcheck.handle_response(now, from, datagram, &mut self.rng);
-            } else if disco::is_disco(datagram) {
-                self.handle_disco(now, Via::Udp(from), None, datagram);
-            } else if disco::is_peer_relayed(datagram) {
+        let (mut rest, size) = (&*data, segment_size.max(1));
+        while !rest.is_empty() {
+            let (datagrams, after) = rest.split_at(length_of_run(rest, size));
+            if stun::is_stun(datagrams) {
+                self.netcheck.handle_response(now, from, datagrams, &mut self.rng);
+            } else if disco::is_disco(datagrams) {
+                self.handle_disco(now, Via::Udp(from), None, datagrams);
+            } else if disco::is_peer_relayed(datagrams) {
                 self.drops.peer_relay += 1;
             } else {
-                self.handle_wireguard(now, Via::Udp(from), None, datagram);
+                self.handle_wireguard(now, Via::Udp(from), None, datagrams, size);
             }
+            rest = after;
         }
         self.flush_incoming(now);
     }
 
-    /// Takes a packet that the relay of `region` says is from `from`.
-    pub fn handle_derp_packet(&mut self, now: Instant, region: RegionId, from: NodePublic, packet: &mut [u8]) {
+    /// Takes packets that the relay of `region` gave us, each with whom it says it is from.
+    pub fn handle_derp_packets<'a>(
+        &mut self,
+        now: Instant,
+        region: RegionId,
+        packets: impl IntoIterator<Item = (NodePublic, &'a [u8])>,
+    ) {
         self.now = now;
+        for (from, packet) in packets {
+            self.handle_derp_packet(now, region, from, packet);
+        }
+        self.flush_incoming(now);
+    }
+
+    fn handle_derp_packet(&mut self, now: Instant, region: RegionId, from: NodePublic, packet: &[u8]) {
         let Some(id) = self.peers.by_key(&from).filter(|_| self.derp) else {
             self.drops.refused += 1;
             if self.derp {
@@ -65,73 +80,76 @@ impl Node {
         if disco::is_disco(packet) {
             self.handle_disco(now, Via::Derp(region), Some(id), packet);
         } else {
-            self.handle_wireguard(now, Via::Derp(region), Some((id, from)), packet);
+            self.handle_wireguard(now, Via::Derp(region), Some((id, from)), packet, packet.len().max(1));
         }
-        self.flush_incoming(now);
     }
 
-    fn handle_wireguard(&mut self, now: Instant, via: Via, claimed: Claimed, packet: &[u8]) {
-        let handled = match word(packet, 0) {
-            Some(DATA) => self.handle_data(now, claimed, word(packet, 4), packet),
-            Some(INITIATION) => self.handle_initiation(now, via, claimed, packet),
-            Some(RESPONSE) => self.handle_answer(now, via, claimed, word(packet, 8), packet),
-            Some(COOKIE_REPLY) => self.handle_answer(now, via, claimed, word(packet, 4), packet),
+    /// Takes one WireGuard message, or some that are data for the same receiver index, each `size` long but the last.
+    fn handle_wireguard(&mut self, now: Instant, via: Via, claimed: Claimed, messages: &[u8], size: usize) {
+        let handled = match word(messages, 0) {
+            Some(DATA) => self.handle_data(now, via, claimed, messages, size),
+            Some(INITIATION) => self.handle_initiation(now, via, claimed, messages),
+            Some(RESPONSE) => self.handle_answer(now, via, claimed, word(messages, 8), messages),
+            Some(COOKIE_REPLY) => self.handle_answer(now, via, claimed, word(messages, 4), messages),
             _ => Err(SessionError::Malformed),
         };
         match handled {
             Ok(()) => {}
             Err(SessionError::Overloaded) => self.drops.handshakes += 1,
-            Err(error) => {
-                self.drops.refused += 1;
-                tracing::trace!(%error, ?via, "a packet is refused");
-            }
+            Err(error) => refuse(&mut self.drops, via, error),
         }
     }
 
+    /// Opens data packets for one receiver index. An error is that of all of them.
     fn handle_data(
         &mut self,
         now: Instant,
+        via: Via,
         claimed: Claimed,
-        receiver: Option<u32>,
-        packet: &[u8],
+        packets: &[u8],
+        size: usize,
     ) -> Result<(), SessionError> {
-        let id = self.by_receiver(claimed, receiver)?;
+        let id = self.by_receiver(claimed, word(packets, 4))?;
         let peer = self.peers.get_mut(id).ok_or(SessionError::NoKeys)?;
         let tunnel = peer.tunnel.as_mut().ok_or(SessionError::NoKeys)?;
         let filter = if is_jailed(&peer.node) { &mut self.jail } else { &mut self.filter };
-        let (drops, mut rejection, mut result, mut is_back) = (&mut self.drops, None, Ok(()), false);
-        self.incoming.push_up_to(id, packet.len(), |out| {
-            let length = match tunnel.session.open(now, packet, out) {
-                Ok(length) => length,
-                Err(error) => {
-                    result = Err(error);
-                    return None;
-                }
-            };
-            tunnel.bytes_received += packet.len() as u64;
-            let silence = tunnel.handle_heard(now);
-            is_back = silence.is_none_or(|silence| silence >= PEER_SILENCE);
-            let content = out.get(..length?)?;
-            match admit(content, &peer.addresses, &peer.node, filter) {
-                Admitted::Yes => length,
-                Admitted::Spoofed => {
-                    drops.spoofed += 1;
-                    None
-                }
-                Admitted::Filtered(reason) => {
-                    drops.filtered += 1;
-                    if reason == DropReason::NoRule {
-                        rejection = filter::rejection(content);
+        let (drops, mut rejections, mut is_heard, mut is_back) = (&mut self.drops, Vec::new(), false, false);
+        for packet in packets.chunks(size) {
+            self.incoming.push_up_to(id, packet.len(), |out| {
+                let length = match tunnel.session.open(now, packet, out) {
+                    Ok(length) => length,
+                    // Forgeries move no timer.
+                    Err(error) => {
+                        refuse(drops, via, error);
+                        return None;
                     }
-                    None
+                };
+                tunnel.bytes_received += packet.len() as u64;
+                let silence = tunnel.handle_heard(now);
+                is_heard = true;
+                is_back |= silence.is_none_or(|silence| silence >= PEER_SILENCE);
+                let content = out.get(..length?)?;
+                match admit(content, &peer.addresses, &peer.node, filter) {
+                    Admitted::Yes => length,
+                    Admitted::Spoofed => {
+                        drops.spoofed += 1;
+                        None
+                    }
+                    Admitted::Filtered(reason) => {
+                        drops.filtered += 1;
+                        if reason == DropReason::NoRule {
+                            rejections.extend(filter::rejection(content));
+                        }
+                        None
+                    }
                 }
-            }
-        });
-        // Forgeries move no timer.
-        result?;
-        self.handle_heard(now, id, is_back, true);
-        self.schedule.wake(id);
-        if let Some(rejection) = rejection {
+            });
+        }
+        if is_heard {
+            self.handle_heard(now, id, is_back, true);
+            self.schedule.wake(id);
+        }
+        for rejection in rejections {
             self.stack.send_packet(id, rejection);
         }
         Ok(())
@@ -274,6 +292,20 @@ impl Node {
             self.incoming.clear();
         }
     }
+}
+
+/// How much of `datagrams`, each `size` long but the last, is to be handled at once: data packets for one receiver index, else
+/// one datagram.
+fn length_of_run(datagrams: &[u8], size: usize) -> usize {
+    let first = datagrams.get(..8);
+    let is_data = word(datagrams, 0) == Some(DATA) && !stun::is_stun(datagrams);
+    let alike = datagrams.chunks(size).skip(1).take_while(|datagram| is_data && datagram.get(..8) == first).count();
+    datagrams.len().min(size.saturating_mul(1 + alike))
+}
+
+fn refuse(drops: &mut Drops, via: Via, error: SessionError) {
+    drops.refused += 1;
+    tracing::trace!(%error, ?via, "a packet is refused");
 }
 
 /// A little-endian word of a WireGuard message.

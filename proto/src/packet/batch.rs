@@ -146,13 +146,6 @@ impl<P: Copy> PacketBatch<P> {
         self.used
     }
 
-    /// Shows each packet to `visit`, in order, to be opened where it lies.
-    pub fn for_each_mut(&mut self, mut visit: impl FnMut(P, &mut [u8])) {
-        for entry in &self.packets {
-            visit(entry.peer, self.bytes.get_mut(entry.place.clone()).unwrap_or_default());
-        }
-    }
-
     /// Forgets the packets and keeps the memory.
     pub fn clear(&mut self) {
         (self.used, self.count, self.taken, self.first) = (0, 0, 0, First::Whole);
@@ -177,15 +170,6 @@ impl<P: Copy> PacketBatch<P> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn packets_can_be_changed_where_they_lie() {
-        let mut batch = PacketBatch::new();
-        batch.push_slice(1, b"one");
-        batch.push_slice(2, b"three");
-        batch.for_each_mut(|peer, packet| packet[0] = peer);
-        assert_eq!(batch.iter().collect::<Vec<_>>(), [(1, &b"\x01ne"[..]), (2, &b"\x02hree"[..])]);
-    }
 
     #[test]
     fn packets_come_back_in_order_with_their_peer() {

@@ -132,8 +132,8 @@ fn disco_from_strangers_or_in_others_names_is_dropped() {
     let (kept, liar, now) = (captured.borrow().clone(), world.hosts[2].key(), world.now);
     assert!(kept.iter().any(|bytes| bytes.starts_with(b"TS")) && kept.iter().any(|bytes| bytes[0] == 1));
     let before = world.hosts[1].node.drops().refused;
-    for mut bytes in kept.clone() {
-        world.hosts[1].node.handle_derp_packet(now, REGION, liar, &mut bytes);
+    for bytes in kept.clone() {
+        world.hosts[1].node.handle_derp_packets(now, REGION, [(liar, &bytes[..])]);
     }
     assert_eq!(world.hosts[1].node.drops().refused - before, kept.len() as u64);
     world.pump();
@@ -161,7 +161,7 @@ fn a_call_me_maybe_counts_through_a_relay_only() {
     let length = packets[0].len();
     node.handle_datagrams(now, from, &mut packets[0], length);
     assert_eq!(node.drops().refused - before, 1);
-    node.handle_derp_packet(now, REGION, key, &mut packets[1]);
+    node.handle_derp_packets(now, REGION, [(key, &packets[1][..])]);
     assert_eq!(node.drops().refused - before, 1);
 
     let (mut buffer, mut sent_to) = (vec![0; 65536], Vec::new());
@@ -198,7 +198,7 @@ proptest! {
         let (from, key, now) = (world.hosts[0].address, world.hosts[0].key(), world.now);
         let node = &mut world.hosts[1].node;
         node.handle_datagrams(now, from, &mut data.clone(), segment);
-        node.handle_derp_packet(now, REGION, key, &mut data);
+        node.handle_derp_packets(now, REGION, [(key, &data[..])]);
         world.pump();
         prop_assert!(world.ping(0, 1, PingKind::Tsmp).is_some());
     }

@@ -182,9 +182,9 @@ impl World {
             return;
         }
         match frame {
-            Frame::Packet { from, mut bytes } => {
+            Frame::Packet { from, bytes } => {
                 self.note_arrival(host, Way::Relay(region), Some(from), &bytes);
-                self.hosts[host].node.handle_derp_packet(self.now, region, from, &mut bytes);
+                self.hosts[host].node.handle_derp_packets(self.now, region, [(from, &bytes[..])]);
             }
             Frame::PeerGone { peer } => {
                 self.note("a relay said that a peer is gone");

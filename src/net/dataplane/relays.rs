@@ -181,9 +181,7 @@ impl Relays {
                 active.up = true;
                 node.handle_derp_connected(now, region);
             }
-            DerpEventKind::Packets(mut packets) => {
-                packets.for_each_mut(|from, packet| node.handle_derp_packet(now, region, from, packet));
-            }
+            DerpEventKind::Packets(packets) => node.handle_derp_packets(now, region, packets.iter()),
             DerpEventKind::PeerGone { peer, .. } => node.handle_derp_peer_gone(now, region, peer),
             DerpEventKind::Health(words) => node.handle_derp_health(now, region, words),
             DerpEventKind::Restarting { reconnect_in, try_for } => {

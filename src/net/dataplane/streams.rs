@@ -12,7 +12,7 @@ use nixtail_proto::stack::{Accepted, ConnectionError, ConnectionId, ListenError,
 use tokio::sync::{mpsc, oneshot};
 
 use super::command::{ConnectFailure, StreamParts};
-use crate::net::pipe::{Broken, CHUNK, Doorbell, Outbound, Pipe, PipeEnd};
+use crate::net::pipe::{Broken, Chunk, Doorbell, Outbound, Pipe, PipeEnd};
 
 /// Connections of one port that the application hasn't taken yet. One peer may have a quarter of them: as many as a
 /// builder serves of one node.
@@ -29,7 +29,8 @@ pub(super) struct Streams {
     listeners: HashMap<u16, mpsc::Sender<StreamParts>>,
     doorbell: Arc<Doorbell<ConnectionId>>,
     rung: Vec<ConnectionId>,
-    scratch: Vec<u8>,
+    /// What is read into.
+    scratch: Chunk,
 }
 
 struct Open {
@@ -59,7 +60,7 @@ impl Streams {
             listeners: HashMap::new(),
             doorbell: Arc::default(),
             rung: Vec::new(),
-            scratch: vec![0; CHUNK],
+            scratch: Chunk::default(),
         }
     }
 
@@ -256,12 +257,13 @@ impl Streams {
 }
 
 /// Moves what the peer sent into the application's queue, as far as it has room.
-fn pull(open: &mut Open, node: &mut Node, now: Instant, id: ConnectionId, scratch: &mut [u8]) {
+fn pull(open: &mut Open, node: &mut Node, now: Instant, id: ConnectionId, scratch: &mut Chunk) {
     while !open.ended {
-        let room = open.pipe.inbound_room().min(scratch.len());
-        let Some(buffer) = scratch.get_mut(..room).filter(|buffer| !buffer.is_empty()) else { return };
+        let buffer = scratch.room();
+        let room = open.pipe.inbound_room().min(buffer.len());
+        let Some(buffer) = buffer.get_mut(..room).filter(|buffer| !buffer.is_empty()) else { return };
         match node.read(now, id, buffer) {
-            Ok(Read::Bytes(length)) => open.pipe.push_inbound(buffer.get(..length).unwrap_or_default()),
+            Ok(Read::Bytes(length)) => open.pipe.push_inbound(scratch, length),
             Ok(Read::Eof) => {
                 open.pipe.end_inbound();
                 open.ended = true;
