@@ -274,14 +274,15 @@ impl Queue {
             self.bytes += data.len();
             return;
         }
-        let mut chunk = self.spares.pop().unwrap_or_default();
+        // A short one needs no long chunk, and those that wait for their turn would have to be made anew.
+        let mut chunk = Chunk::default();
         chunk.fill(data);
         self.push(chunk);
     }
 
     /// Keeps an empty chunk for the producer.
     fn keep(&mut self, chunk: Chunk) {
-        if self.spares.len() < SPARES {
+        if self.spares.len() < SPARES && chunk.buffer.len() >= CHUNK {
             self.spares.push(chunk);
         }
     }

@@ -87,6 +87,18 @@ impl<P: Copy> PacketBatch<P> {
         self.push(peer, packet.len(), |room| room.copy_from_slice(packet));
     }
 
+    /// Adds the last packet again, so many times.
+    pub fn repeat_last(&mut self, times: usize) {
+        let Some(Entry { peer, place, segment: 0 }) = self.packets.last().cloned() else { return };
+        for _ in 0..times {
+            let length = place.len();
+            self.room(length);
+            self.bytes.copy_within(place.clone(), self.used);
+            self.count += 1;
+            self.add(peer, length, 0);
+        }
+    }
+
     /// The packets in the order in which they were added, taken or not; super-segments whole.
     pub fn iter(&self) -> impl Iterator<Item = (P, &[u8])> + Clone {
         self.packets.iter().map(|entry| (entry.peer, self.bytes.get(entry.place.clone()).unwrap_or_default()))

@@ -95,6 +95,97 @@ pub fn renumber(packet: &mut [u8], sequence: u32) {
     segment[16..18].copy_from_slice(&check.to_be_bytes());
 }
 
+/// What options of a segment say, as far as a sender of data must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Options {
+    /// The shift of the window field (RFC 7323 §2).
+    pub window_scale: Option<u8>,
+    /// The peer says what it has beyond what it acknowledges (RFC 2018 §2).
+    pub sack_permitted: bool,
+    /// Where the first data begins that the peer has beyond what it acknowledges (RFC 2018 §3).
+    pub sacked_from: Option<u32>,
+    /// How many bytes it says it has of those.
+    pub sacked: usize,
+}
+
+impl Options {
+    /// Reads the options of `packet`; what makes no sense ends them.
+    pub fn parse(packet: &Packet<'_>) -> Self {
+        let header = packet.payload.get(12).map_or(0, |offset| usize::from(offset >> 4) * 4);
+        let mut rest = packet.payload.get(20..header).unwrap_or_default();
+        let mut options = Self::default();
+        loop {
+            rest = match *rest {
+                [1, ref rest @ ..] => rest,
+                [kind, length, ref more @ ..] if kind != 0 && length >= 2 => {
+                    let Some((option, rest)) = more.split_at_checked(usize::from(length) - 2) else { return options };
+                    options.read(kind, option);
+                    rest
+                }
+                _ => return options,
+            };
+        }
+    }
+
+    fn read(&mut self, kind: u8, option: &[u8]) {
+        match (kind, option) {
+            (3, [shift]) => self.window_scale = Some(*shift),
+            (4, []) => self.sack_permitted = true,
+            (5, blocks) => {
+                for block in blocks.as_chunks::<8>().0 {
+                    let [a, b, c, d, e, f, g, h] = *block;
+                    let (from, to) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
+                    let length = to.wrapping_sub(from);
+                    if length == 0 || length > u32::MAX / 2 {
+                        continue;
+                    }
+                    self.sacked += length as usize;
+                    let is_first = self.sacked_from.is_none_or(|first| first.wrapping_sub(from) <= u32::MAX / 2);
+                    self.sacked_from = if is_first { Some(from) } else { self.sacked_from };
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The headers of a TCP packet without IP extensions, as if it had been sent without data and options: an acknowledgement behind
+/// whatever it held. Its checksums aren't right.
+pub fn bare(packet: &[u8], segment: &Segment) -> Bare {
+    let ip_header = if packet.first().is_some_and(|first| first >> 4 == 4) { IPV4_HEADER } else { IPV6_HEADER };
+    let mut bare = Bare { bytes: [0; IPV6_HEADER + 20], ip_header };
+    let length = ip_header + 20;
+    if let (Some(into), Some(from)) = (bare.bytes.get_mut(..length), packet.get(..length)) {
+        into.copy_from_slice(from);
+        build::set_length(into);
+        if let Some(header) = into.get_mut(ip_header..).and_then(<[u8]>::first_chunk_mut::<20>) {
+            let sequence = segment.sequence.wrapping_add(segment.sequence_length());
+            header[4..8].copy_from_slice(&sequence.to_be_bytes());
+            header[12] = 5 << 4;
+            header[13] = ACK;
+        }
+    }
+    bare
+}
+
+impl Bare {
+    /// With this acknowledgement number and window field.
+    pub fn with(&mut self, acknowledgement: u32, window: u16) -> &[u8] {
+        if let Some(header) = self.bytes.get_mut(self.ip_header..).and_then(<[u8]>::first_chunk_mut::<20>) {
+            header[8..12].copy_from_slice(&acknowledgement.to_be_bytes());
+            header[14..16].copy_from_slice(&window.to_be_bytes());
+        }
+        self.bytes.get(..self.ip_header + 20).unwrap_or_default()
+    }
+}
+
+/// See [`bare`].
+#[derive(Debug, Clone)]
+pub struct Bare {
+    bytes: [u8; IPV6_HEADER + 20],
+    ip_header: usize,
+}
+
 /// Writes the checksum of a packet that is TCP without IP extensions. Anything else stays as it is.
 pub fn fill_checksum(packet: &mut [u8]) {
     match packet.first() {

@@ -204,3 +204,18 @@ fn a_joined_segment_is_no_longer_than_its_length_field_can_say() {
     let lengths: Vec<_> = batch.iter().map(|(_, packet)| data_of(packet).1.len()).collect();
     assert_eq!(lengths, [52 * 1240, 8 * 1240]);
 }
+
+#[test]
+fn options_of_any_kind_are_read_or_passed_over() {
+    let read =
+        |options: &[u8]| tcp::Options::parse(&Packet::parse(&segment(false, 1, tcp::ACK, options, b"x")).unwrap());
+    assert_eq!(read(&[]), tcp::Options::default());
+    let syn = read(&[2, 4, 4, 216, 4, 2, 1, 3, 3, 7, 0, 99]);
+    assert_eq!((syn.window_scale, syn.sack_permitted), (Some(7), true));
+    let blocks = [1, 1, 5, 18, 0, 0, 0, 9, 0, 0, 0, 12, 255, 255, 255, 250, 0, 0, 0, 2];
+    let sack = read(&blocks);
+    assert_eq!((sack.sacked_from, sack.sacked), (Some(u32::MAX - 5), 3 + 8), "around the corner");
+    for cut in [[5, 40, 0, 0], [5, 0, 0, 0], [5, 1, 1, 1], [3, 3, 0, 5]] {
+        let _ = read(&cut);
+    }
+}

@@ -12,8 +12,9 @@ use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, S
 use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
+use super::sender::{Repair, Sender};
 use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE, REPEAT_WITHIN};
-use crate::packet::parse::IPV4_HEADER;
+use crate::packet::parse::{IPV4_HEADER, IPV6_HEADER};
 use crate::packet::{Packet, PacketBatch, tcp};
 
 /// Turns the caller's instants into the engine's, counted from the first one that was seen.
@@ -85,6 +86,9 @@ pub(super) struct Engine {
     socket: SocketHandle,
     mtu: usize,
     sent: Sent,
+    sender: Sender,
+    /// The headers of the peer's latest segment, and the window field that smoltcp was last shown.
+    latest: Option<(tcp::Bare, u16)>,
     /// When what the peer hasn't acknowledged is repeated, if smoltcp doesn't do it before.
     repeat_at: Option<EngineInstant>,
     /// How far this connection's time is before everybody else's: smoltcp has no other way to end a pause.
@@ -98,7 +102,9 @@ struct Sent {
     last: Option<tcp::Segment>,
     /// The end of all that was ever sent (RFC 9293's SND.NXT).
     end: Option<u32>,
-    /// How many segments there were that the peer must acknowledge, copies among them.
+    /// The end of the latest that the peer must acknowledge; earlier than `end` when it is a copy.
+    latest: u32,
+    /// How many of those there were.
     substantial: u64,
 }
 
@@ -110,7 +116,10 @@ impl Sent {
         let segment = Packet::parse(packet).ok().and_then(|packet| tcp::Segment::parse(&packet));
         let Some(mut segment) = segment else { return };
         let ends = segment.sequence.wrapping_add(segment.sequence_length());
-        self.substantial += u64::from(segment.sequence_length() > 0);
+        if segment.sequence_length() > 0 {
+            self.substantial += 1;
+            self.latest = ends;
+        }
         match self.end {
             Some(end) if is_before(ends, end) => {
                 if segment.sequence_length() == 0 {
@@ -124,12 +133,17 @@ impl Sent {
     }
 }
 
+/// What the sender counts from.
+fn time_of(now: EngineInstant) -> std::time::Duration {
+    std::time::Duration::from_micros(u64::try_from(now.total_micros()).unwrap_or(0))
+}
+
 fn engine_duration(duration: std::time::Duration) -> EngineDuration {
     EngineDuration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
 }
 
 /// Whether one sequence number comes before another, around the corner, too.
-fn is_before(one: u32, other: u32) -> bool {
+pub(super) fn is_before(one: u32, other: u32) -> bool {
     one.wrapping_sub(other) > u32::MAX / 2
 }
 
@@ -158,7 +172,7 @@ impl Engine {
         config.random_seed = opening.seed;
         let mut interface = Interface::new(config, &mut wire, now);
         let address = opening.local.ip();
-        let prefix = if address.is_ipv4() { 32 } else { 128 };
+        let (prefix, headers) = if address.is_ipv4() { (32, IPV4_HEADER + 20) } else { (128, IPV6_HEADER + 20) };
         interface.update_ip_addrs(|addresses| {
             // The list holds two; this is the first.
             let _ = addresses.push(IpCidr::new(address.into(), prefix));
@@ -167,7 +181,8 @@ impl Engine {
         let receive = SocketBuffer::new(vec![0; opening.receive_buffer]);
         let send = SocketBuffer::new(vec![0; opening.send_buffer]);
         let mut socket = Socket::new(receive, send);
-        socket.set_congestion_control(CongestionControl::Cubic);
+        // How much may be under way is said by the window that it is shown.
+        socket.set_congestion_control(CongestionControl::None);
         socket.set_nagle_enabled(false);
         socket.set_ack_delay(Some(engine_duration(ACKNOWLEDGE_WITHIN)));
         socket.set_keep_alive(Some(engine_duration(KEEP_ALIVE)));
@@ -179,6 +194,8 @@ impl Engine {
             socket,
             mtu: opening.mtu,
             sent: Sent::default(),
+            sender: Sender::new(opening.mtu - headers),
+            latest: None,
             repeat_at: None,
             ahead: EngineDuration::ZERO,
         }
@@ -207,22 +224,83 @@ impl Engine {
         }
     }
 
-    /// Takes one packet of this connection; an answer that can't wait goes to `replies`.
+    /// Takes one packet of this connection, whose TCP header is `segment`; an answer that can't wait goes to `replies`.
     pub(super) fn receive<P: Copy>(
         &mut self,
         now: EngineInstant,
-        packet: &[u8],
+        segment: tcp::Segment,
+        packet: &Packet<'_>,
+        bytes: &[u8],
         peer: P,
         replies: &mut PacketBatch<P>,
     ) {
         let queued = self.socket().send_queue();
-        let mut wire = Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, sent: &mut self.sent };
-        let _ = self.interface.poll_ingress_single(now + self.ahead, &mut wire, &mut self.sockets);
+        let is_news =
+            self.sender.read(time_of(now), segment, tcp::Options::parse(packet), self.sent.end, self.unsent() > 0);
+        self.latest = Some((tcp::bare(bytes, &segment), segment.window));
+        if !is_news {
+            return;
+        }
+        let full = self.sender.segment();
+        // A train of segments is acknowledged at once, as every second full one is; smoltcp sees but one.
+        let is_train = segment.length as usize > full;
+        let patience = if is_train { EngineDuration::ZERO } else { engine_duration(ACKNOWLEDGE_WITHIN) };
+        self.socket_mut().set_ack_delay(Some(patience));
+        let answers = replies.len();
+        self.ingest(now, bytes, peer, replies);
+        if is_train && replies.len() > answers {
+            // There is a hole before it: the sender counts one duplicate for each segment.
+            replies.repeat_last((segment.length as usize - 1) / full);
+        }
         if !self.owes() {
             self.repeat_at = None;
         } else if self.socket().send_queue() < queued {
             self.repeat_at = Some(now + engine_duration(REPEAT_WITHIN));
         }
+    }
+
+    /// Bytes that were never sent.
+    fn unsent(&self) -> usize {
+        let under_way = self.sent.end.zip(self.sender.acknowledged());
+        // Sequence numbers wrap.
+        let under_way = under_way.map_or(0, |(sent, acknowledged)| sent.wrapping_sub(acknowledged) as usize);
+        self.socket().send_queue().saturating_sub(under_way)
+    }
+
+    /// Whether there is something to send, or to be acknowledged, on a connection that is established.
+    fn is_steered(&self) -> bool {
+        self.phase() == Phase::Open && (self.sent.end != self.sender.acknowledged() || self.socket().send_queue() > 0)
+    }
+
+    /// Shows smoltcp how much may be under way, and what is to be repeated.
+    fn steer<P: Copy>(&mut self, now: EngineInstant, peer: P, out: &mut PacketBatch<P>) {
+        let (Some(sent), Some(acknowledged)) = (self.sent.end, self.sender.acknowledged()) else { return };
+        if !self.is_steered() {
+            return;
+        }
+        let repair = self.sender.poll_repair(time_of(now), sent);
+        let Some((mut bare, shown)) = self.latest.take() else { return };
+        let Some(mut window) = self.sender.shown_window(time_of(now)) else { return };
+        if repair == Some(Repair::First) && window == shown {
+            // What has another window is no duplicate: smoltcp begins to count anew.
+            window = if window > 1 { window - 1 } else { window + 1 };
+        }
+        if window != shown {
+            self.ingest(now, bare.with(acknowledged, window), peer, out);
+        }
+        match repair {
+            // Only data can be repeated by itself, a FIN can't.
+            Some(_) if self.socket().send_queue() == 0 => self.ahead += LONGER_THAN_ANY_PAUSE,
+            Some(Repair::First) => (0..3).for_each(|_| self.ingest(now, bare.with(acknowledged, window), peer, out)),
+            Some(Repair::Hole) => self.ahead += LONGER_THAN_ANY_PAUSE,
+            None => {}
+        }
+        self.latest = Some((bare, window));
+    }
+
+    fn ingest<P: Copy>(&mut self, now: EngineInstant, packet: &[u8], peer: P, replies: &mut PacketBatch<P>) {
+        let mut wire = Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, sent: &mut self.sent };
+        let _ = self.interface.poll_ingress_single(now + self.ahead, &mut wire, &mut self.sockets);
     }
 
     /// Writes at most `budget` packets to `out`. Says whether the budget ended it.
@@ -239,6 +317,7 @@ impl Engine {
             self.ahead += LONGER_THAN_ANY_PAUSE;
         }
         let substantial = self.sent.substantial;
+        self.steer(now, peer, out);
         let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, sent: &mut self.sent };
         let (mut more, until) = (true, wire.outgoing.len() + budget);
         while wire.outgoing.len() < until {
@@ -247,6 +326,9 @@ impl Engine {
                 more = false;
                 break;
             }
+        }
+        if let Some(end) = self.sent.end {
+            self.sender.handle_sent(time_of(now), end, self.sent.latest, self.unsent() > 0);
         }
         // A keepalive looks like data, too.
         if (late || self.sent.substantial > substantial) && self.owes() {
@@ -259,7 +341,11 @@ impl Engine {
     pub(super) fn poll_at(&mut self, clock: &mut Clock, now: Instant) -> Option<Instant> {
         let engine_now = clock.engine_time(now) + self.ahead;
         let at = self.interface.poll_at(engine_now, &self.sockets)? - self.ahead;
-        let at = self.repeat_at.map_or(at, |repeat_at| at.min(repeat_at));
+        let repair_at = self.sent.end.filter(|_| self.is_steered()).and_then(|sent| self.sender.repair_at(sent));
+        let paced_until = self.sender.paced_until().filter(|_| self.unsent() > 0);
+        let steered = [repair_at, paced_until].into_iter().flatten();
+        let steered = steered.map(|at| EngineInstant::from_micros(i64::try_from(at.as_micros()).unwrap_or(i64::MAX)));
+        let at = self.repeat_at.into_iter().chain(steered).fold(at, EngineInstant::min);
         Some(clock.caller_time(now, at))
     }
 

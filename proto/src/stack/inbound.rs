@@ -48,7 +48,7 @@ impl<P: Copy + Eq + Hash> Stack<P> {
             return;
         };
         if let Some(id) = self.by_flow.get(&flow).copied() {
-            self.receive(now, id, segment, bytes);
+            self.receive(now, id, segment, packet, bytes);
             return;
         }
         if let Some(last) = self.time_waits.get(&flow) {
@@ -62,14 +62,14 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         }
         let opens = segment.is_first() && segment.flags & (tcp::RST | tcp::FIN) == 0;
         if opens && flow.remote.port() != 0 && self.listeners.contains_key(&flow.local.port()) {
-            self.open(now, flow, segment, bytes);
+            self.open(now, flow, segment, packet, bytes);
         } else {
             self.reply(flow.peer, tcp::reset_for(packet));
         }
     }
 
     /// A SYN to a port that is listened to. Where there is no room it is dropped: its sender will repeat it.
-    fn open(&mut self, now: Instant, flow: Flow<P>, segment: tcp::Segment, bytes: &[u8]) {
+    fn open(&mut self, now: Instant, flow: Flow<P>, segment: tcp::Segment, packet: &Packet<'_>, bytes: &[u8]) {
         let opening = self.opening(&flow);
         let of_peer = self.half_open.get(&flow.peer).copied().unwrap_or(0);
         let Some(listener) = self.listeners.get_mut(&flow.local.port()) else {
@@ -87,10 +87,17 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         *listener.unaccepted.entry(flow.peer).or_default() += 1;
         *self.half_open.entry(flow.peer).or_default() += 1;
         let id = self.insert(now, flow, Stage::HalfOpen, engine);
-        self.receive(now, id, segment, bytes);
+        self.receive(now, id, segment, packet, bytes);
     }
 
-    fn receive(&mut self, now: Instant, id: super::ConnectionId, segment: tcp::Segment, bytes: &[u8]) {
+    fn receive(
+        &mut self,
+        now: Instant,
+        id: super::ConnectionId,
+        segment: tcp::Segment,
+        packet: &Packet<'_>,
+        bytes: &[u8],
+    ) {
         let engine_now = self.clock.engine_time(now);
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -104,9 +111,9 @@ impl<P: Copy + Eq + Hash> Stack<P> {
         // Answers within the handling (duplicate acknowledgements) must keep their order, and are few per packet; when
         // nobody polls them, later ones replace them anyway.
         if self.replies.len() < MAX_REPLIES {
-            engine.receive(engine_now, bytes, peer, &mut self.replies);
+            engine.receive(engine_now, segment, packet, bytes, peer, &mut self.replies);
         } else {
-            engine.receive(engine_now, bytes, peer, &mut PacketBatch::new());
+            engine.receive(engine_now, segment, packet, bytes, peer, &mut PacketBatch::new());
         }
         if released {
             drop(engine.drain());

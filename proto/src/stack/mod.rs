@@ -12,8 +12,10 @@ mod connection;
 mod engine;
 mod inbound;
 mod lifecycle;
+mod sender;
 mod time_wait;
 mod types;
+mod window;
 
 #[cfg(test)]
 mod tests;

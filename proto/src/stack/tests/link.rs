@@ -22,6 +22,8 @@ pub(super) struct Link {
     pub(super) late: u32,
     /// Bits per second each way, and how many bytes wait at most; `None` is no limit.
     pub(super) rate: Option<(u64, u64)>,
+    /// What arrives within this time is taken at once, as by a receiver that has to be woken.
+    pub(super) train: Duration,
 }
 
 impl Link {
@@ -30,7 +32,7 @@ impl Link {
     }
 
     pub(super) fn with_round_trip(milliseconds: u64) -> Self {
-        Self { delay: Duration::from_micros(milliseconds * 500), loss: 0, late: 0, rate: None }
+        Self { delay: Duration::from_micros(milliseconds * 500), loss: 0, late: 0, rate: None, train: Duration::ZERO }
     }
 }
 
@@ -149,12 +151,14 @@ impl Pair {
             let at = self.stacks[end].poll_timeout()?;
             Some(self.frozen_until[end].map_or(at, |until| at.max(until)))
         });
+        let arrival = arrival.map(|at| at + self.link.train);
         let Some(next) = timers.chain(arrival).min().filter(|at| *at <= limit) else {
             self.now = limit;
             return false;
         };
         self.now = next.max(self.now);
         self.steps += 1;
+        let mut trains = [PacketBatch::new(), PacketBatch::new()];
         while let Some(Reverse((at, ..))) = self.in_flight.peek()
             && *at <= self.now
         {
@@ -163,8 +167,11 @@ impl Pair {
             };
             match self.frozen_until[to].filter(|until| *until > self.now) {
                 Some(until) => self.in_flight.push(Reverse((until.max(at), number, to, packet))),
-                None => self.stacks[to].handle_packet(self.now, 1 - to, &packet),
+                None => trains[to].push_slice(1 - to, &packet),
             }
+        }
+        for (stack, train) in self.stacks.iter_mut().zip(&mut trains) {
+            stack.handle_packets(self.now, train);
         }
         for end in 0..2 {
             let due = self.stacks[end].poll_timeout();
