@@ -176,7 +176,7 @@ impl Sender {
             // It got something twice.
             return false;
         }
-        let missing = self.missing.get_or_insert(Missing {
+        let missing = self.missing.get_or_insert_with(|| Missing {
             since: now,
             duplicates: 0,
             arrived: 0,
@@ -211,15 +211,16 @@ impl Sender {
             self.window.handle_round(bytes, now.saturating_sub(round.begun), round.is_full && waits);
             self.round = None;
         }
+        // A round trip is over since something was noticed to be missing: what was under way then has arrived, or won't.
+        let is_congested = missing.filter(|missing| missing.is_first && missing.repeated).is_some_and(|missing| {
+            let lost = missing.under_way.saturating_sub(missing.arrived);
+            self.window.handle_loss(missing.under_way, lost)
+        });
         let Some(mut recovery) = self.recovery.filter(|recovery| is_before(to, recovery.until)) else {
             self.recovery = None;
             return;
         };
-        if let Some(missing) = missing.filter(|missing| missing.is_first) {
-            // A round trip is over since it was noticed: what was under way has arrived, or won't.
-            let lost = missing.under_way.saturating_sub(missing.arrived);
-            recovery.is_blind |= self.window.handle_loss(missing.under_way, lost);
-        }
+        recovery.is_blind |= is_congested;
         recovery.anew = recovery.anew.filter(|anew| is_before(to, anew.until));
         self.recovery = Some(recovery);
         if recovery.anew.is_some() {
@@ -228,9 +229,7 @@ impl Sender {
         // What has arrived begins later: what comes before it is missing, too, and was for as long.
         // Where much is missing, everything is sent anew: hole by hole it would take a round trip for each.
         let known = options.sacked_from.filter(|from| is_before(to, *from));
-        let Some(ends) = known.filter(|_| !recovery.is_blind).or(recovery.is_blind.then_some(recovery.until)) else {
-            return;
-        };
+        let Some(ends) = (if recovery.is_blind { Some(recovery.until) } else { known }) else { return };
         self.missing = Some(Missing {
             since: Duration::ZERO,
             duplicates: DUPLICATES,
@@ -341,7 +340,8 @@ impl Sender {
         let position = anew.map(|anew| if is_before(anew.end, acknowledged) { 0 } else { since(anew.end) });
         let under_way = position.unwrap_or_else(|| self.sent.map_or(0, since));
         let paced = credit.map_or(usize::MAX, |credit| under_way.saturating_add(credit));
-        let bound = anew.map_or(self.window.size() + arrived, |anew| since(anew.until).min(self.window.size()));
+        let size = self.window.size();
+        let bound = anew.map_or(size + arrived, |anew| since(anew.until).min(size));
         let allowed = bound.min(paced);
         let units = real.min(allowed) >> self.scale;
         let least = usize::from(real > 0);

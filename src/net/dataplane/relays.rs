@@ -145,9 +145,7 @@ impl Relays {
     /// Sends packets to a peer through a region.
     pub(super) fn send(&self, region: RegionId, peer: &NodePublic, data: &[u8], segment_size: usize) {
         if let Some(Active { connection, .. }) = self.connections.get(&region) {
-            for packet in data.chunks(segment_size.max(1)) {
-                connection.send(peer, packet);
-            }
+            connection.send_train(peer, data, segment_size);
         }
     }
 

@@ -161,7 +161,7 @@ pub struct DerpStats {
     pub sent: u64,
     /// Packets that came and were handed on.
     pub received: u64,
-    /// The oldest packets of a full queue, dropped because the relay took them too slowly.
+    /// Packets that a full queue had no room for, because the relay took them too slowly.
     pub dropped_outbound: u64,
     /// Packets that came and were dropped because they weren't taken from the event channel.
     pub dropped_inbound: u64,
@@ -184,11 +184,16 @@ impl DerpConnection {
         Self { outbound, task: Some(task) }
     }
 
-    /// Queues a packet for `peer`. Never waits: when the queue is full, its oldest packet is dropped. A packet of more
-    /// than 64 KiB, which no relay takes, is dropped too.
+    /// Queues a packet for `peer`. Never waits: when the queue is full, it is dropped. A packet of more than 64 KiB, which no
+    /// relay takes, is dropped too.
     pub fn send(&self, peer: &NodePublic, packet: &[u8]) {
         debug_assert!(packet.len() <= MAX_PACKET_LEN);
-        self.outbound.push_packet(peer, packet);
+        self.send_train(peer, packet, packet.len());
+    }
+
+    /// As [`Self::send`], for packets back to back in `train`, each `size` bytes long but the last.
+    pub fn send_train(&self, peer: &NodePublic, train: &[u8], size: usize) {
+        self.outbound.push_train(peer, train, size);
     }
 
     /// Tells the relay whether this is our home region.

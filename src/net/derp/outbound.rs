@@ -10,9 +10,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::DerpStats;
 
-/// How many packets wait at most: two batches of 64 segments, as the stack makes them. magicsock has 32, but hands
-/// packets over one by one.
-const MAX_PACKETS: usize = 128;
+/// Bytes of packets that wait at most: what a stream may have under way to a relay that is a few milliseconds away, so that it
+/// loses nothing here. What comes beyond is dropped, which TCP mends more easily than a hole at the front.
+const MAX_BYTES: usize = 1 << 20;
 /// How many pongs wait at most; a relay that asks faster than it reads gets no answer.
 const MAX_PONGS: usize = 4;
 
@@ -31,8 +31,9 @@ pub(super) struct Outbound {
 
 #[derive(Debug)]
 struct State {
-    /// Frames, ready to be written.
-    packets: VecDeque<Vec<u8>>,
+    /// Frames, ready to be written, and how many.
+    packets: Vec<u8>,
+    count: u64,
     pongs: VecDeque<[u8; 8]>,
     /// Our own, which isn't written yet.
     ping: Option<[u8; 8]>,
@@ -44,7 +45,8 @@ struct State {
 impl Outbound {
     pub(super) fn new(home: bool) -> Self {
         let state = State {
-            packets: VecDeque::new(),
+            packets: Vec::new(),
+            count: 0,
             pongs: VecDeque::new(),
             ping: None,
             home,
@@ -55,19 +57,17 @@ impl Outbound {
         Self { state: Mutex::new(state), changed, check, alive, closed: CancellationToken::new() }
     }
 
-    pub(super) fn push_packet(&self, peer: &NodePublic, packet: &[u8]) {
-        let mut frame = Vec::new();
-        let written = write_send_packet(peer, packet, &mut frame);
+    /// Queues packets for one peer, back to back in `train`, each `size` long but the last.
+    pub(super) fn push_train(&self, peer: &NodePublic, train: &[u8], size: usize) {
         let mut state = self.lock();
-        if written.is_err() {
-            state.stats.dropped_outbound += 1;
-            return;
+        for packet in train.chunks(size.max(1)) {
+            let has_room = state.packets.len() + packet.len() <= MAX_BYTES;
+            if has_room && write_send_packet(peer, packet, &mut state.packets).is_ok() {
+                state.count += 1;
+            } else {
+                state.stats.dropped_outbound += 1;
+            }
         }
-        if state.packets.len() >= MAX_PACKETS {
-            state.packets.pop_front();
-            state.stats.dropped_outbound += 1;
-        }
-        state.packets.push_back(frame);
         drop(state);
         self.changed.notify_one();
     }
@@ -158,9 +158,11 @@ impl State {
             self.told_home = self.home;
             let _ = Frame::NotePreferred(self.home).write(out);
         }
-        self.stats.sent += u64::try_from(self.packets.len()).unwrap_or(u64::MAX);
-        for frame in self.packets.drain(..) {
-            out.extend_from_slice(&frame);
+        self.stats.sent += std::mem::take(&mut self.count);
+        if out.is_empty() {
+            std::mem::swap(out, &mut self.packets);
+        } else {
+            out.append(&mut self.packets);
         }
     }
 }

@@ -55,7 +55,7 @@ fn a_hole_is_repeated_whole_and_the_next_one_at_once() {
         sender.read(ms(140), acknowledgement(1), with_sack(4, n), Some(sent), true);
     }
     assert_eq!(sender.poll_repair(ms(145), sent), Some(Repair::Hole));
-    assert!(sender.shown_window(ms(145)).unwrap() <= 3 * 1000 >> 4, "no more than the hole");
+    assert!(sender.shown_window(ms(145)).unwrap() <= (3 * 1000) >> 4, "no more than the hole");
     assert!(sender.read(ms(185), acknowledgement(7), with_sack(8, 4), Some(sent), true));
     assert_eq!(sender.poll_repair(ms(185), sent), Some(Repair::First));
     assert!(sender.read(ms(225), acknowledgement(12), Options::default(), Some(sent), true));
