@@ -24,7 +24,8 @@ struct Pair {
     now: Instant,
     stacks: [Stack<u8>; 2],
     ids: [ConnectionId; 2],
-    /// On their way from the first to the second.
+    /// What the first says, and the same cut into packets, on their way to the second.
+    bursts: PacketBatch<u8>,
     packets: PacketBatch<u8>,
     chunk: Vec<u8>,
 }
@@ -44,13 +45,14 @@ impl Pair {
                 now += Duration::from_micros(100);
                 let mut packets = PacketBatch::new();
                 stacks[from].poll_packets(now, &mut packets, BUDGET);
-                stacks[to].handle_packets(now, &packets);
+                stacks[to].handle_packets(now, &mut packets);
             }
             if let Some(accepted) = stacks[1].accept(PORT) {
                 break accepted.id;
             }
         };
-        let mut pair = Self { now, stacks, ids: [near, far], packets: PacketBatch::new(), chunk: vec![0x5a; CHUNK] };
+        let (bursts, packets) = (PacketBatch::new(), PacketBatch::new());
+        let mut pair = Self { now, stacks, ids: [near, far], bursts, packets, chunk: vec![0x5a; CHUNK] };
         for _ in 0..WARM_UP {
             pair.send();
             pair.receive();
@@ -63,13 +65,18 @@ impl Pair {
     fn send(&mut self) {
         self.now += Duration::from_micros(100);
         let _ = self.stacks[0].write(self.now, self.ids[0], &self.chunk).unwrap();
+        self.bursts.clear();
+        while self.stacks[0].poll_packets(self.now, &mut self.bursts, BUDGET) {}
         self.packets.clear();
-        while self.stacks[0].poll_packets(self.now, &mut self.packets, BUDGET) {}
+        while let Some((peer, packet)) = self.bursts.first() {
+            self.packets.push_slice(peer, packet);
+            self.bursts.take_first();
+        }
     }
 
     /// The second takes the packets; its application reads. Returns how many bytes.
     fn receive(&mut self) -> usize {
-        self.stacks[1].handle_packets(self.now, &self.packets);
+        self.stacks[1].handle_packets(self.now, &mut self.packets);
         let mut taken = 0;
         while let Read::Bytes(length) = self.stacks[1].read(self.now, self.ids[1], &mut self.chunk).unwrap() {
             taken += length;
@@ -82,7 +89,7 @@ impl Pair {
         self.now += Duration::from_micros(100);
         let mut packets = PacketBatch::new();
         while self.stacks[1].poll_packets(self.now, &mut packets, BUDGET) {}
-        self.stacks[0].handle_packets(self.now, &packets);
+        self.stacks[0].handle_packets(self.now, &mut packets);
         for stack in &mut self.stacks {
             while stack.poll_event().is_some() {}
             stack.handle_timeout(self.now);
