@@ -44,6 +44,7 @@ struct Wire {
     stacks: [Stack<u8>; 2],
     near: ConnectionId,
     far: ConnectionId,
+    bursts: PacketBatch<u8>,
     there: PacketBatch<u8>,
     back: PacketBatch<u8>,
     chunk: Vec<u8>,
@@ -62,8 +63,8 @@ impl Wire {
         stacks[1].listen(PORT, 1).ok()?;
         let near = stacks[0].connect(now, SocketAddr::new(addresses[1], PORT), None, 1).ok()?;
         let (chunk, buffer) = (vec![0x5a; CHUNK], vec![0; CHUNK]);
-        let mut wire =
-            Self { now, stacks, near, far: near, there: PacketBatch::new(), back: PacketBatch::new(), chunk, buffer };
+        let [bursts, there, back] = std::array::from_fn(|_| PacketBatch::new());
+        let mut wire = Self { now, stacks, near, far: near, bursts, there, back, chunk, buffer };
         for _ in 0..MAX_ROUNDS {
             wire.carry_there();
             if let Some(accepted) = wire.stacks[1].accept(PORT) {
@@ -75,11 +76,20 @@ impl Wire {
         None
     }
 
-    /// Fills the sender's ring, and takes a train from it.
+    /// Fills the sender's ring, and takes a train from it, cut into packets.
     fn send(&mut self) {
         // What doesn't fit is written in the next round: the bytes are all the same.
         while self.stacks[0].write(self.now, self.near, &self.chunk).is_ok_and(|taken| taken == self.chunk.len()) {}
-        poll(&mut self.stacks[0], self.now, &mut self.there);
+        self.poll_there();
+    }
+
+    fn poll_there(&mut self) {
+        poll(&mut self.stacks[0], self.now, &mut self.bursts);
+        self.there.clear();
+        while let Some((peer, packet)) = self.bursts.first() {
+            self.there.push_slice(peer, packet);
+            self.bursts.take_first();
+        }
     }
 
     /// Takes the train in, reads what came, and takes what is to be said back.
@@ -95,18 +105,18 @@ impl Wire {
     }
 
     fn acknowledge(&mut self) {
-        self.stacks[0].handle_packets(self.now, &self.back);
+        self.stacks[0].handle_packets(self.now, &mut self.back);
         self.now += STEP;
     }
 
     fn carry_there(&mut self) {
-        poll(&mut self.stacks[0], self.now, &mut self.there);
-        self.stacks[1].handle_packets(self.now, &self.there);
+        self.poll_there();
+        self.stacks[1].handle_packets(self.now, &mut self.there);
     }
 
     fn carry_back(&mut self) {
         poll(&mut self.stacks[1], self.now, &mut self.back);
-        self.stacks[0].handle_packets(self.now, &self.back);
+        self.stacks[0].handle_packets(self.now, &mut self.back);
         self.now += STEP;
     }
 }
