@@ -24,6 +24,8 @@ const QUEUE_TIME: (Duration, Duration) = (Duration::from_millis(4), Duration::fr
 /// Acknowledgements come in trains, and whoever sends them has to be woken: so much more may be under way.
 const TRAIN_TIME: Duration = Duration::from_millis(2);
 const TRAIN_BYTES: usize = 64 << 10;
+/// A path that is busy is rarely quicker than this, however short: four threads take turns, and a relay's two more.
+const BUSY_PATH: Duration = Duration::from_millis(6);
 /// One in so many lost is the path's own doing; more is too much sent.
 const BEARABLE: usize = 50;
 
@@ -164,7 +166,7 @@ impl Window {
     fn fitting(&self) -> usize {
         let Some((shortest, _)) = self.shortest else { return self.size };
         let within = |time: Duration| u128::from(self.rate()) * time.as_micros() / 1_000_000;
-        let fits = within(shortest * 5 / 4 + TRAIN_TIME);
+        let fits = within((shortest * 5 / 4 + TRAIN_TIME).max(BUSY_PATH));
         usize::try_from(fits).unwrap_or(usize::MAX).saturating_add(TRAIN_BYTES)
     }
 
