@@ -1,7 +1,7 @@
 //! `nixtail bench`: what streams through the tunnel move, what they cost at both ends, and what packets beside them wait.
 //!
 //! A run has one connection for words, one for each stream and each way, and one for pings where latency is asked for
-//! ([`wire`]). The client ([`run()`]) opens all of them to a [`Server`]. The figures of a way are those of the side that receives.
+//! (`wire.rs`). The client ([`run()`]) opens all of them to a [`Server`]. The figures of a way are those of the side that receives.
 
 mod bulk;
 mod client;
