@@ -6,6 +6,7 @@ pub mod derp;
 pub(crate) mod http;
 pub(crate) mod interfaces;
 pub(crate) mod link_watch;
+mod memory;
 pub(crate) mod peer_user;
 pub(crate) mod pipe;
 pub(crate) mod socket;

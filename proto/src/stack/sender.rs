@@ -74,8 +74,8 @@ struct Missing {
     ends: Option<u32>,
     /// Bytes that were under way when it was noticed.
     under_way: usize,
-    /// Nothing was missing before it.
-    is_first: bool,
+    /// How much is missing tells whether too much was sent: it isn't what was known to be missing before.
+    tells: bool,
     repeated: bool,
 }
 
@@ -176,13 +176,15 @@ impl Sender {
             // It got something twice.
             return false;
         }
+        // What is lost of what is being sent anew tells as much as what was lost at first.
+        let anew = self.recovery.and_then(|recovery| recovery.anew).filter(|anew| is_before(from, anew.end));
         let missing = self.missing.get_or_insert_with(|| Missing {
             since: now,
             duplicates: 0,
             arrived: 0,
             ends: None,
-            under_way: sent.wrapping_sub(from) as usize,
-            is_first: self.recovery.is_none(),
+            under_way: anew.map_or(sent, |anew| anew.end).wrapping_sub(from) as usize,
+            tells: self.recovery.is_none() || anew.is_some(),
             repeated: false,
         });
         missing.duplicates += 1;
@@ -212,7 +214,7 @@ impl Sender {
             self.round = None;
         }
         // A round trip is over since something was noticed to be missing: what was under way then has arrived, or won't.
-        let is_congested = missing.filter(|missing| missing.is_first && missing.repeated).is_some_and(|missing| {
+        let is_congested = missing.filter(|missing| missing.tells && missing.repeated).is_some_and(|missing| {
             let lost = missing.under_way.saturating_sub(missing.arrived);
             self.window.handle_loss(missing.under_way, lost)
         });
@@ -236,7 +238,7 @@ impl Sender {
             arrived: options.sacked,
             ends: Some(ends),
             under_way: sent.wrapping_sub(to) as usize,
-            is_first: false,
+            tells: false,
             repeated: false,
         });
     }
@@ -288,6 +290,10 @@ impl Sender {
         let recovery = self.recovery.get_or_insert(recovery);
         let Some(missing) = &mut self.missing else {
             self.probes += 1;
+            if self.probes > 1 {
+                let under_way = sent.wrapping_sub(acknowledged) as usize;
+                self.window.handle_loss(under_way.min(self.window.size()), under_way);
+            }
             return Some(Repair::First);
         };
         self.probes += u32::from(missing.repeated);

@@ -8,7 +8,7 @@ use crate::packet::icmp::Echo;
 use crate::packet::tsmp::RejectReason;
 
 /// Bytes that a connection may hold unread, and unsent, unless the configuration says otherwise. One window of this
-/// size fills 1 Gbit/s at 30 ms. The memory is touched only as far as it gets used.
+/// size fills 1 Gbit/s at 30 ms. The memory is touched only as far as it gets used, where the allocator gives what the system has zeroed.
 pub const DEFAULT_BUFFER: usize = 4 << 20;
 /// The tunnel's MTU: what every Tailscale node uses.
 pub const DEFAULT_MTU: usize = 1280;

@@ -21,6 +21,7 @@ use nixtail_proto::tailcfg::{EndpointType, NetInfo, RegionId};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
+use crate::net::memory::take_large_blocks_from_the_system;
 pub(crate) use command::{Command, ConnectFailure, PongFact, StreamParts};
 
 /// Commands that wait for the dataplane. It takes them all at each turn, so this fills only when it is stuck.
@@ -68,6 +69,7 @@ impl Dataplane {
     /// # Errors
     /// No socket of either family can be bound, or no thread started.
     pub(crate) async fn start(setup: Setup) -> io::Result<Self> {
+        take_large_blocks_from_the_system();
         let (commands, command_receiver) = mpsc::channel(COMMANDS);
         let (fact_sender, facts) = watch::channel(Facts::default());
         let (started, starting) = oneshot::channel();
