@@ -77,6 +77,8 @@ pub(super) enum Received {
 /// How many segments smoltcp may write in one step. At the least MTU, sealed, they fill a UDP datagram of 64 KiB, which is as much
 /// as the kernel segments.
 const BURST: usize = 49;
+/// What may be under way when smoltcp can no longer be told what to repeat, and repeats all.
+const LAST_SEGMENTS: usize = 10;
 /// More than the longest pause that smoltcp makes before it repeats something.
 const LONGER_THAN_ANY_PAUSE: EngineDuration = EngineDuration::from_secs(61);
 
@@ -89,6 +91,8 @@ pub(super) struct Engine {
     sender: Sender,
     /// The headers of the peer's latest segment, and the window field that smoltcp was last shown.
     latest: Option<(tcp::Bare, u16)>,
+    /// Nothing more will be written.
+    closes: bool,
     /// When what the peer hasn't acknowledged is repeated, if smoltcp doesn't do it before.
     repeat_at: Option<EngineInstant>,
     /// How far this connection's time is before everybody else's: smoltcp has no other way to end a pause.
@@ -196,6 +200,7 @@ impl Engine {
             sent: Sent::default(),
             sender: Sender::new(opening.mtu - headers),
             latest: None,
+            closes: false,
             repeat_at: None,
             ahead: EngineDuration::ZERO,
         }
@@ -237,7 +242,8 @@ impl Engine {
         let queued = self.socket().send_queue();
         let is_news =
             self.sender.read(time_of(now), segment, tcp::Options::parse(packet), self.sent.end, self.unsent() > 0);
-        self.latest = Some((tcp::bare(bytes, &segment), segment.window));
+        let shown = self.latest.take().filter(|_| !is_news).map_or(segment.window, |(_, shown)| shown);
+        self.latest = Some((tcp::bare(bytes, &segment), shown));
         if !is_news {
             return;
         }
@@ -289,8 +295,10 @@ impl Engine {
             self.ingest(now, bare.with(acknowledged, window), peer, out);
         }
         match repair {
-            // Only data can be repeated by itself, a FIN can't.
-            Some(_) if self.socket().send_queue() == 0 => self.ahead += LONGER_THAN_ANY_PAUSE,
+            // A FIN can't be repeated by itself, and with only that to come smoltcp hears no duplicates.
+            Some(_) if self.socket().send_queue() == 0 || self.socket().state() == State::LastAck => {
+                self.ahead += LONGER_THAN_ANY_PAUSE;
+            }
             Some(Repair::First) => (0..3).for_each(|_| self.ingest(now, bare.with(acknowledged, window), peer, out)),
             Some(Repair::Hole) => self.ahead += LONGER_THAN_ANY_PAUSE,
             None => {}
@@ -317,6 +325,7 @@ impl Engine {
             self.ahead += LONGER_THAN_ANY_PAUSE;
         }
         let substantial = self.sent.substantial;
+        self.close();
         self.steer(now, peer, out);
         let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, sent: &mut self.sent };
         let (mut more, until) = (true, wire.outgoing.len() + budget);
@@ -387,7 +396,18 @@ impl Engine {
 
     /// Sends FIN after what is still queued.
     pub(super) fn shutdown(&mut self) {
-        self.socket_mut().close();
+        self.closes = true;
+        self.close();
+    }
+
+    /// Tells smoltcp to close. When the peer has closed before, it hears no window and no duplicates from then on: then only what
+    /// can be sent at once may be left.
+    fn close(&mut self) {
+        let is_little = self.socket().send_queue() <= LAST_SEGMENTS * self.sender.segment();
+        if self.closes && (self.socket().state() != State::CloseWait || is_little) {
+            self.closes = false;
+            self.socket_mut().close();
+        }
     }
 
     /// Closes at once; the next [`Engine::transmit`] writes a RST.

@@ -190,7 +190,9 @@ impl Sender {
         missing.duplicates += 1;
         let arrived = (missing.duplicates * self.segment).max(options.sacked).max(missing.arrived);
         let more = arrived - std::mem::replace(&mut missing.arrived, arrived);
-        missing.ends = options.sacked_from.filter(|lowest| is_before(to, *lowest)).or(missing.ends);
+        // Some tell of one stretch at a time, not of the first.
+        let begins = options.sacked_from.filter(|from| is_before(to, *from));
+        missing.ends = begins.filter(|from| missing.ends.is_none_or(|ends| is_before(*from, ends))).or(missing.ends);
         self.deliver(more, waits);
         false
     }
