@@ -76,7 +76,14 @@ struct Missing {
     under_way: usize,
     /// How much is missing tells whether too much was sent: it isn't what was known to be missing before.
     tells: bool,
-    repeated: bool,
+    repeated: Option<Repeated>,
+}
+
+/// When something missing was repeated, and how many duplicates there had been.
+#[derive(Debug, Clone, Copy)]
+struct Repeated {
+    at: Duration,
+    duplicates: usize,
 }
 
 /// From the first repetition until all is acknowledged that was sent before it: more of that may be missing.
@@ -185,7 +192,7 @@ impl Sender {
             ends: None,
             under_way: anew.map_or(sent, |anew| anew.end).wrapping_sub(from) as usize,
             tells: self.recovery.is_none() || anew.is_some(),
-            repeated: false,
+            repeated: None,
         });
         missing.duplicates += 1;
         let arrived = (missing.duplicates * self.segment).max(options.sacked).max(missing.arrived);
@@ -216,10 +223,11 @@ impl Sender {
             self.round = None;
         }
         // A round trip is over since something was noticed to be missing: what was under way then has arrived, or won't.
-        let is_congested = missing.filter(|missing| missing.tells && missing.repeated).is_some_and(|missing| {
-            let lost = missing.under_way.saturating_sub(missing.arrived);
-            self.window.handle_loss(missing.under_way, lost)
-        });
+        let is_congested =
+            missing.filter(|missing| missing.tells && missing.repeated.is_some()).is_some_and(|missing| {
+                let lost = missing.under_way.saturating_sub(missing.arrived);
+                self.window.handle_loss(missing.under_way, lost)
+            });
         let Some(mut recovery) = self.recovery.filter(|recovery| is_before(to, recovery.until)) else {
             self.recovery = None;
             return;
@@ -241,7 +249,7 @@ impl Sender {
             ends: Some(ends),
             under_way: sent.wrapping_sub(to) as usize,
             tells: false,
-            repeated: false,
+            repeated: None,
         });
     }
 
@@ -250,8 +258,7 @@ impl Sender {
         self.window.handle_delivered(bytes, waits);
     }
 
-    /// Something was sent; `end` is the end of all that was.
-    /// `latest` is the end of what was sent last, which may have been sent before.
+    /// Something was sent; `end` is the end of all that was. `latest` is the end of what was sent last, which may have been sent before.
     pub(super) fn handle_sent(&mut self, now: Duration, end: u32, latest: u32, waits: bool) {
         let Some(acknowledged) = self.acknowledged else { return };
         if let Some(anew) = self.recovery.as_mut().and_then(|recovery| recovery.anew.as_mut())
@@ -298,9 +305,19 @@ impl Sender {
             }
             return Some(Repair::First);
         };
-        self.probes += u32::from(missing.repeated);
-        missing.repeated = true;
         let hole = missing.ends.map_or(0, |ends| ends.wrapping_sub(acknowledged) as usize);
+        match missing.repeated {
+            // What was sent behind it came, it didn't: so much at once is too much.
+            Some(before) => match recovery.anew {
+                Some(anew) if missing.duplicates >= before.duplicates + DUPLICATES => {
+                    let under_way = anew.end.wrapping_sub(acknowledged) as usize;
+                    self.window.handle_loss(under_way, hole.min(under_way));
+                }
+                _ => self.probes += 1,
+            },
+            None => {}
+        }
+        missing.repeated = Some(Repeated { at: now, duplicates: missing.duplicates });
         if hole <= self.segment {
             return Some(Repair::First);
         }
@@ -311,13 +328,23 @@ impl Sender {
     /// When [`Sender::poll_repair`] has something, unless the peer's state moves before.
     pub(super) fn repair_at(&self, sent: u32) -> Option<Duration> {
         let round_trip = self.window.round_trip().filter(|_| self.acknowledged != Some(sent))?;
-        if let Some(missing) = self.missing.filter(|missing| !missing.repeated)
-            && missing.duplicates >= DUPLICATES
-        {
-            return Some(missing.since + (round_trip / REORDERING_PART).min(LONGEST_REORDERING));
+        let overtaken = (round_trip / REORDERING_PART).min(LONGEST_REORDERING);
+        match self.missing {
+            Some(Missing { since, duplicates: DUPLICATES.., repeated: None, .. }) => return Some(since + overtaken),
+            // Nothing else is under way: what is told to have come was sent behind it.
+            Some(Missing { duplicates, repeated: Some(before), .. })
+                if self.is_anew() && duplicates >= before.duplicates + DUPLICATES =>
+            {
+                return Some(before.at + round_trip * 2 + overtaken);
+            }
+            _ => {}
         }
         let pause = (round_trip * 2 + PROBE_SLACK) * 2u32.pow(self.probes.min(MOST_PROBES));
         (self.probes < MOST_PROBES).then(|| self.moved + pause)
+    }
+
+    fn is_anew(&self) -> bool {
+        self.recovery.is_some_and(|recovery| recovery.anew.is_some())
     }
 
     /// When more may go out that [`Sender::shown_window`] held back.
@@ -331,7 +358,10 @@ impl Sender {
     fn earn(&mut self, now: Duration) -> Option<usize> {
         let (rate, burst) = self.window.pace()?;
         let earned = u128::from(rate) * now.saturating_sub(self.credited).as_micros() / 1_000_000;
-        self.credited = now;
+        if earned > 0 {
+            // Else a slow path that is looked at often would never earn a byte.
+            self.credited = now;
+        }
         self.credit = usize::try_from(earned).unwrap_or(usize::MAX).saturating_add(self.credit).min(burst);
         Some(self.credit)
     }
