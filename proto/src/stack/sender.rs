@@ -306,16 +306,15 @@ impl Sender {
             return Some(Repair::First);
         };
         let hole = missing.ends.map_or(0, |ends| ends.wrapping_sub(acknowledged) as usize);
-        match missing.repeated {
-            // What was sent behind it came, it didn't: so much at once is too much.
-            Some(before) => match recovery.anew {
+        if let Some(before) = missing.repeated {
+            match recovery.anew {
+                // What was sent behind it came, it didn't: so much at once is too much.
                 Some(anew) if missing.duplicates >= before.duplicates + DUPLICATES => {
                     let under_way = anew.end.wrapping_sub(acknowledged) as usize;
                     self.window.handle_loss(under_way, hole.min(under_way));
                 }
                 _ => self.probes += 1,
-            },
-            None => {}
+            }
         }
         missing.repeated = Some(Repeated { at: now, duplicates: missing.duplicates });
         if hole <= self.segment {
