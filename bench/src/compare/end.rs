@@ -7,18 +7,17 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::load::words::{Answer, Order};
+use crate::stage::process::wait_or_kill;
 
 /// How long an answer may take beyond what was asked for: a start, a dial, small answers on a lossy link.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long leaving may take.
 const GRACE: Duration = Duration::from_secs(4);
-/// How often the end of one is looked for.
-const GLANCE: Duration = Duration::from_millis(5);
 
-/// A process. Dropping it lets it leave, and ends it if it doesn't.
+/// A process. Dropping it lets it leave, and kills it if it doesn't.
 #[derive(Debug)]
 pub(super) struct End {
     name: String,
@@ -93,15 +92,7 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         self.stdin = None;
-        let deadline = Instant::now() + GRACE;
-        while Instant::now() < deadline {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
-            }
-            std::thread::sleep(GLANCE);
-        }
         // Control forgets by itself who doesn't leave.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        wait_or_kill(&mut self.child, GRACE);
     }
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use serde::{Deserialize, Serialize};
 
 use crate::stage::Machine;
+use crate::stage::process::wait_or_kill;
 
 /// Where nodes echo.
 const PORT: &str = "7000";
@@ -120,7 +121,7 @@ pub(super) fn meet(
     })
 }
 
-/// A process. Dropping it lets it log out and end, and ends it if it doesn't.
+/// A process. Dropping it lets it log out and end, and kills it if it doesn't.
 struct Node {
     name: String,
     child: Child,
@@ -180,15 +181,7 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         self.stdin = None;
-        let deadline = Instant::now() + GRACE;
-        while Instant::now() < deadline {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        // One that doesn't leave is ended, and control forgets it by itself.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        // Control forgets by itself who doesn't leave.
+        wait_or_kill(&mut self.child, GRACE);
     }
 }

@@ -14,6 +14,8 @@ const STAGE_DEADLINE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(5);
 /// How often a condition is looked at again: a small part of what takes least, a start without delay.
 const GLANCE: Duration = Duration::from_millis(2);
+/// How often the end of a process is looked for: no figure waits for it, and others may be measured meanwhile.
+const END_GLANCE: Duration = Duration::from_millis(5);
 /// How much of what a failed command wrote is shown.
 const LAST_LINES: usize = 12;
 
@@ -136,16 +138,22 @@ impl Drop for Running {
     fn drop(&mut self) {
         // One that ended already needs no signal, and one that doesn't end is killed.
         let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let deadline = Instant::now() + GRACE;
-        while Instant::now() < deadline {
-            if matches!(self.child.try_wait(), Ok(Some(_)) | Err(_)) {
-                return;
-            }
-            std::thread::sleep(GLANCE);
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        wait_or_kill(&mut self.child, GRACE);
     }
+}
+
+/// Waits so long for a process that was told to end, and kills it if it doesn't.
+pub(crate) fn wait_or_kill(child: &mut Child, grace: Duration) {
+    let deadline = Instant::now() + grace;
+    while Instant::now() < deadline {
+        // An error is that nobody can wait for it any more: it is gone.
+        if matches!(child.try_wait(), Ok(Some(_)) | Err(_)) {
+            return;
+        }
+        std::thread::sleep(END_GLANCE);
+    }
+    let _ = child.kill();
+    let _ = child.wait();
 }
 
 /// Waits until `found` finds something.
