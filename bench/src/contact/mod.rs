@@ -19,10 +19,10 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::json;
 
 use crate::stage::network::{CONTROL, Link, join_control_at};
-use crate::stage::{self, Machine};
+use crate::stage::{self, Machine, Who};
 use crate::start::control::Control;
 use figures::{Quantiles, Verdict};
-use pair::{Contact, Login, Plan, Who};
+use pair::{Contact, Login, Plan};
 
 /// As many as a 99th of a hundred wants.
 const PAIRS: u16 = 200;

@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::stage::Machine;
 use crate::stage::process::wait_or_kill;
+use crate::stage::{Machine, Who};
 
 /// Where nodes echo.
 const PORT: &str = "7000";
@@ -19,23 +19,6 @@ const PORT: &str = "7000";
 const PATIENCE: Duration = Duration::from_secs(90);
 /// How long leaving may take.
 const GRACE: Duration = Duration::from_secs(15);
-
-/// Whose nodes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Who {
-    Nixtail,
-    Tsnet,
-}
-
-impl Who {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Nixtail => "nixtail",
-            Self::Tsnet => "tsnet",
-        }
-    }
-}
 
 /// Where nodes log in.
 pub(super) struct Login<'a> {

@@ -11,6 +11,7 @@ pub(crate) mod process;
 pub(crate) mod sshd;
 pub(crate) mod tailnet;
 pub(crate) mod tailscaled;
+mod who;
 
 use std::error::Error;
 use std::fs;
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
 pub(crate) use machine::Machine;
+pub(crate) use who::Who;
 
 /// Covered by a tmpfs of the stage's own: it holds all files of both machines.
 const FOLDER: &str = "/mnt";

@@ -11,9 +11,9 @@ use std::time::Duration;
 use crate::link::Conditions;
 use crate::nix::figures::Spread;
 use crate::stage::network::{Link, RIGHT};
-use crate::stage::{self, Machine};
+use crate::stage::{self, Machine, Who};
 use control::Control;
-use starts::{Starts, Who};
+use starts::Starts;
 
 /// Enough for a median.
 const ROUNDS: u8 = 5;

@@ -5,28 +5,14 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::nix::figures::Samples;
-use crate::stage::Machine;
+use crate::stage::{Machine, Who};
 
 use super::control::Control;
 
 /// How long a start may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Who is started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Who {
-    Nixtail,
-    Tsnet,
-}
-
 impl Who {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Nixtail => "nixtail",
-            Self::Tsnet => "tsnet",
-        }
-    }
-
     /// The stages that a log tells, in milliseconds since its start.
     fn stages(self, log: &str) -> Vec<(String, f64)> {
         let stage = |line: &str| match self {
