@@ -33,6 +33,7 @@ pub(super) type Said = Vec<(Quantity, f64)>;
 
 /// Measures; nothing goes on between the two any more when it returns.
 pub(super) fn measure(pair: &Pair<'_>, measure: Measure, times: Times) -> Result<Said, Box<dyn Error>> {
+    // With pauses these are still hundreds, enough for the 99th of 100.
     let requests = times.length / 2;
     let said = match measure {
         Measure::Streams(count) => streams(pair, count, false, times),
@@ -140,7 +141,7 @@ fn ask(pair: &Pair<'_>, depth: usize, pause: Duration, length: Duration) -> Resu
     Ok((answer.count as f64 / answer.seconds, [answer.p50_us / 1e3, answer.p99_us / 1e3]))
 }
 
-/// What a measurement's first figure is, for people who watch.
+/// What a measurement has found, in a few words, for people who watch.
 pub(super) fn shown(measure: Measure, said: &[(Quantity, f64)]) -> String {
     let figure =
         |wanted: Quantity| said.iter().find(|(quantity, _)| *quantity == wanted).map_or(f64::NAN, |(_, of)| *of);

@@ -14,7 +14,7 @@ const SCHEMA: u32 = 1;
 /// Above the tables: what figures mean, and what they don't.
 const NOTES: &str = "\
 Median (least–most) of the rounds; behind it how many times as much nixtail has. Every round measures everybody, in an order that
-changes. Both ends, and the emulated link with its two threads, share the processors of this machine: ratios count, values don't.
+changes. Both ends, and the emulated link with its four threads, share the processors of this machine: ratios count, values don't.
 The left end sends; a row with an arrow has another node at either end. Milliseconds of a link are those of a round trip.
 Nodes of a tailnet and wireguard-go have an MTU of 1280.
 A side's processor time is that of its processes, the one that makes the load among them; the kernel's work in interrupts

@@ -243,7 +243,8 @@ impl Pair<'_> {
         }
         let dial = Order::Connect { to: self.to.clone(), times: 1 };
         let mut last = None;
-        wait_until("a connection", PATIENCE, || self.left.end.obey(&dial, PATIENCE).map_err(|e| last = Some(e)).ok())
+        let dialled = || self.left.end.obey(&dial, PATIENCE).map_err(|error| last = Some(error)).ok();
+        wait_until("a connection", PATIENCE, dialled)
             .map(drop)
             .map_err(|error| format!("{}: {error}; at last: {last:?}", self.peer.title()).into())
     }

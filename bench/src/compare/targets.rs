@@ -1,4 +1,4 @@
-//! What issue 8 asks for, as ratios of medians of one run, and whether it is so.
+//! What is to be reached, most of it as ratios of medians of one run, and whether it is.
 
 use serde::Serialize;
 

@@ -14,7 +14,9 @@ pub(super) const RIGHT: &str = "100.127.77.2";
 
 /// As every tailnet has it.
 const MTU: &str = "1280";
+/// As WireGuard's documents name the first one.
 const DEVICE: &str = "wg0";
+/// As those documents have it.
 const UDP_PORT: &str = "51820";
 /// How long one may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);

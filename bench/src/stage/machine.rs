@@ -33,7 +33,7 @@ echo ready
 exec sleep infinity
 "#;
 
-/// One of the two. It ends when it is dropped.
+/// A machine that runs. It ends when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Machine {
     folder: PathBuf,

@@ -21,7 +21,7 @@ use std::process::{Command, ExitStatus};
 pub(crate) use machine::Machine;
 pub(crate) use who::Who;
 
-/// Covered by a tmpfs of the stage's own: it holds all files of both machines.
+/// Covered by a tmpfs of the stage's own: it holds all files of all machines.
 const FOLDER: &str = "/mnt";
 /// Holds two stores with 1 GiB each, and a third one to copy to.
 const SIZE: &str = "size=7g,nr_inodes=0,mode=755";
