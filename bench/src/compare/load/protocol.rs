@@ -32,19 +32,19 @@ pub(super) enum Wanted {
 
 /// The first bytes of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Frame {
-    pub(super) wanted: Wanted,
+struct Frame {
+    wanted: Wanted,
     /// How long a source's writes are.
-    pub(super) chunk: u32,
+    chunk: u32,
 }
 
 impl Frame {
-    pub(super) fn new(wanted: Wanted) -> Self {
+    fn new(wanted: Wanted) -> Self {
         Self { wanted, chunk: CHUNK }
     }
 
     /// As it goes over the wire.
-    pub(super) fn encode(self) -> [u8; FRAME] {
+    fn encode(self) -> [u8; FRAME] {
         let mut bytes = [0; FRAME];
         bytes[..4].copy_from_slice(&MAGIC);
         bytes[4] = match self.wanted {
@@ -60,7 +60,7 @@ impl Frame {
     ///
     /// # Errors
     /// Whatever isn't a frame of this version.
-    pub(super) fn decode(bytes: [u8; FRAME]) -> io::Result<Self> {
+    fn decode(bytes: [u8; FRAME]) -> io::Result<Self> {
         let [a, b, c, d, kind, length @ ..] = bytes;
         let wanted = match (kind, [a, b, c, d] == MAGIC) {
             (1, true) => Wanted::Sink,
