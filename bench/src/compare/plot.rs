@@ -7,19 +7,27 @@ use super::plan::{CLEAN, LOOPBACK, LinkPlan, Peer, Quantity};
 use super::report::short;
 use crate::nix::figures::Spread;
 
+/// The picture's width. All lengths are pixels where it is shown at its own size.
 const WIDTH: f64 = 980.0;
+/// What stays free at either side.
 const MARGIN: f64 = 24.0;
 /// What stands above the panels.
 const TOP: f64 = 112.0;
+/// From one entry of the legend to the next: more than the words of one take.
+const ENTRY: f64 = 230.0;
+/// Panels that stand side by side, and what is between them.
 const COLUMNS: usize = 2;
 const GAP: f64 = 36.0;
-const PANEL: f64 = (WIDTH - 2.0 * MARGIN - GAP) / 2.0;
+const PANEL: f64 = (WIDTH - 2.0 * MARGIN - (COLUMNS - 1) as f64 * GAP) / COLUMNS as f64;
 /// What names take of a panel, and figures behind the bars.
 const NAMES: f64 = 164.0;
 const FIGURES: f64 = 62.0;
 const BARS: f64 = PANEL - NAMES - FIGURES;
+/// A panel's two lines of words, a line for each bar, and what is free below the last one.
 const HEAD: f64 = 38.0;
 const LINE: f64 = 22.0;
+const FOOT: f64 = 18.0;
+/// How thick a bar is.
 const BAR: f64 = 12.0;
 /// A limit's bar that would be so many times as long as all others is cut off, so that those can be told apart.
 const CUT: f64 = 4.0;
@@ -57,7 +65,7 @@ pub(super) fn svg(links: &[LinkPlan], figures: &Figures, subtitle: &str) -> Stri
             draw(&mut body, MARGIN + column as f64 * (PANEL + GAP), y, panel);
         }
         let longest = row.iter().map(|panel| panel.bars.len()).max().unwrap_or_default();
-        y += HEAD + LINE * longest as f64 + 18.0;
+        y += HEAD + LINE * longest as f64 + FOOT;
     }
     let height = y + 4.0;
     let mut text = String::new();
@@ -71,7 +79,7 @@ pub(super) fn svg(links: &[LinkPlan], figures: &Figures, subtitle: &str) -> Stri
     label(&mut text, [MARGIN, 34.0], "title", "nixtail beside its peers");
     label(&mut text, [MARGIN, 54.0], "faint", subtitle);
     for (index, (class, words)) in LEGEND.into_iter().enumerate() {
-        let x = MARGIN + index as f64 * 230.0;
+        let x = MARGIN + index as f64 * ENTRY;
         let _ = writeln!(text, r#"<rect class="{class}" x="{x}" y="66" width="{BAR}" height="{BAR}" rx="2"/>"#);
         label(&mut text, [x + BAR + 6.0, 76.0], "faint", words);
     }
