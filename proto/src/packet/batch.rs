@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::cut::Cut;
 use super::join::join;
+use super::trim::trim;
 
 /// IP packets, back to back in one buffer that is kept between uses, so that no packet costs an allocation.
 ///
@@ -66,7 +67,7 @@ impl<P: Copy> PacketBatch<P> {
     /// As [`PacketBatch::push`], for a TCP super-segment that is to be cut into segments with this many bytes of data each.
     pub fn push_super<R>(&mut self, peer: P, length: usize, segment: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let result = fill(self.room(length));
-        self.count += length.checked_div(segment).unwrap_or(0).max(1);
+        self.count += pieces(length, segment);
         self.add(peer, length, segment);
         result
     }
@@ -96,6 +97,22 @@ impl<P: Copy> PacketBatch<P> {
             self.bytes.copy_within(place.clone(), self.used);
             self.count += 1;
             self.add(peer, length, 0);
+        }
+    }
+
+    /// Keeps of the last packet, a TCP super-segment, only these parts of what it has of the sequence space, each as one of its own. A
+    /// packet that is no super-segment stays whole unless there are none.
+    pub fn keep_of_last(&mut self, parts: &[Range<usize>]) {
+        let Some(entry) = self.packets.last().filter(|entry| parts.is_empty() || entry.segment > 0).cloned() else {
+            return;
+        };
+        self.packets.pop();
+        self.used = entry.place.start;
+        self.count -= pieces(entry.place.len(), entry.segment);
+        let packet = self.bytes.get_mut(entry.place).unwrap_or_default();
+        for length in trim(packet, parts) {
+            self.count += pieces(length, entry.segment);
+            self.add(entry.peer, length, entry.segment);
         }
     }
 
@@ -177,6 +194,11 @@ impl<P: Copy> PacketBatch<P> {
         self.used = place.end;
         self.packets.push(Entry { peer, place, segment });
     }
+}
+
+/// About as many packets a super-segment of so many bytes will be cut into.
+fn pieces(length: usize, segment: usize) -> usize {
+    length.checked_div(segment).unwrap_or(0).max(1)
 }
 
 #[cfg(test)]

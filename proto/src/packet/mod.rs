@@ -11,6 +11,7 @@ pub mod icmp;
 mod join;
 pub mod parse;
 pub mod tcp;
+mod trim;
 pub mod tsmp;
 
 #[cfg(test)]

@@ -102,10 +102,8 @@ pub struct Options {
     pub window_scale: Option<u8>,
     /// The peer says what it has beyond what it acknowledges (RFC 2018 §2).
     pub sack_permitted: bool,
-    /// Where the first data begins that the peer has beyond what it acknowledges (RFC 2018 §3).
-    pub sacked_from: Option<u32>,
-    /// How many bytes it says it has of those.
-    pub sacked: usize,
+    /// From where to where the peer has data beyond what it acknowledges; no more fit (RFC 2018 §3).
+    pub selected: [Option<(u32, u32)>; 4],
 }
 
 impl Options {
@@ -132,16 +130,9 @@ impl Options {
             (3, [shift]) => self.window_scale = Some(*shift),
             (4, []) => self.sack_permitted = true,
             (5, blocks) => {
-                for block in blocks.as_chunks::<8>().0 {
+                for (selected, block) in self.selected.iter_mut().zip(blocks.as_chunks::<8>().0) {
                     let [a, b, c, d, e, f, g, h] = *block;
-                    let (from, to) = (u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]));
-                    let length = to.wrapping_sub(from);
-                    if length == 0 || length > u32::MAX / 2 {
-                        continue;
-                    }
-                    self.sacked += length as usize;
-                    let is_first = self.sacked_from.is_none_or(|first| first.wrapping_sub(from) <= u32::MAX / 2);
-                    self.sacked_from = if is_first { Some(from) } else { self.sacked_from };
+                    *selected = Some((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h])));
                 }
             }
             _ => {}

@@ -214,8 +214,39 @@ fn options_of_any_kind_are_read_or_passed_over() {
     assert_eq!((syn.window_scale, syn.sack_permitted), (Some(7), true));
     let blocks = [1, 1, 5, 18, 0, 0, 0, 9, 0, 0, 0, 12, 255, 255, 255, 250, 0, 0, 0, 2];
     let sack = read(&blocks);
-    assert_eq!((sack.sacked_from, sack.sacked), (Some(u32::MAX - 5), 3 + 8), "around the corner");
+    assert_eq!(sack.selected, [Some((9, 12)), Some((u32::MAX - 5, 2)), None, None], "around the corner");
     for cut in [[5, 40, 0, 0], [5, 0, 0, 0], [5, 1, 1, 1], [3, 3, 0, 5]] {
         let _ = read(&cut);
     }
+}
+
+/// The parts of a super-segment that are asked for come out as if they had been sent alone.
+#[test]
+fn parts_of_a_super_segment_are_segments_of_their_own() {
+    let data: Vec<u8> = (0..=u8::MAX).cycle().take(10_000).collect();
+    let whole = segment(false, 5000, tcp::ACK | tcp::PSH | tcp::FIN, &[], &data);
+    let parts = |parts: &[std::ops::Range<usize>]| {
+        let mut batch = PacketBatch::new();
+        batch.push_slice((), b"before");
+        batch.push_super((), whole.len(), 1000, |room| room.copy_from_slice(&whole));
+        batch.keep_of_last(parts);
+        let len = batch.len();
+        assert_eq!(batch.first().map(|(_, packet)| packet.to_vec()), Some(b"before".to_vec()));
+        batch.take_first();
+        let mut found = Vec::new();
+        while let Some((_, packet)) = batch.first() {
+            let packet = Packet::parse(packet).unwrap();
+            let segment = tcp::Segment::parse(&packet).unwrap();
+            let begins = (segment.sequence - 5000) as usize;
+            assert!(packet.payload.ends_with(&data[begins..begins + segment.length as usize]));
+            found.push((begins, segment.length, segment.flags & tcp::FIN != 0));
+            batch.take_first();
+        }
+        (len, found)
+    };
+    assert_eq!(parts(&[]), (1, vec![]));
+    assert_eq!(parts(&[0..1000, 3000..4500]).1, [(0, 1000, false), (3000, 1000, false), (4000, 500, false)]);
+    assert_eq!(parts(&[9000..9500, 9500..10_001]).1, [(9000, 1000, true)]);
+    assert_eq!(parts(&[2000..3000, 10_000..10_001]).1, [(2000, 1000, false), (10_000, 0, true)]);
+    assert_eq!(parts(&[100..200, 210..300, 9500..10_000]).1, [(100, 200, false), (9500, 500, false)]);
 }

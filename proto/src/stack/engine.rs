@@ -4,6 +4,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::time::Instant;
 
 use smoltcp::iface::{Config as InterfaceConfig, Interface, PollResult, SocketHandle, SocketSet, SocketStorage};
@@ -12,7 +13,7 @@ use smoltcp::socket::tcp::{CongestionControl, RecvError, Socket, SocketBuffer, S
 use smoltcp::time::{Duration as EngineDuration, Instant as EngineInstant};
 use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 
-use super::sender::{Repair, Sender};
+use super::sender::Sender;
 use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE, REPEAT_WITHIN};
 use crate::packet::parse::{IPV4_HEADER, IPV6_HEADER};
 use crate::packet::{Packet, PacketBatch, tcp};
@@ -88,7 +89,6 @@ pub(super) struct Engine {
     socket: SocketHandle,
     mtu: usize,
     sent: Sent,
-    sender: Sender,
     /// The headers of the peer's latest segment, and the window field that smoltcp was last shown.
     latest: Option<(tcp::Bare, u16)>,
     /// Nothing more will be written.
@@ -100,33 +100,40 @@ pub(super) struct Engine {
 }
 
 /// What went out of a connection.
-#[derive(Debug, Default, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Sent {
+    sender: Sender,
     /// The last segment: in TIME-WAIT, the one to be repeated.
     last: Option<tcp::Segment>,
     /// The end of all that was ever sent (RFC 9293's SND.NXT).
     end: Option<u32>,
-    /// The end of the latest that the peer must acknowledge; earlier than `end` when it is a copy.
-    latest: u32,
-    /// How many of those there were.
+    /// How many segments the peer must acknowledge.
     substantial: u64,
 }
 
 impl Sent {
-    /// A segment goes out. smoltcp numbers those without data from where it has gone back to, to repeat data. The peer, which
+    fn new(segment: usize) -> Self {
+        Self { sender: Sender::new(segment), last: None, end: None, substantial: 0 }
+    }
+
+    /// smoltcp has written a segment. Answers which parts of it are to go out; `None` if all of it is.
+    ///
+    /// smoltcp numbers those without data from where it has gone back to, to repeat data. The peer, which
     /// has that data perhaps, takes nothing from before its window: when both ends repeat at once, neither would ever hear the other's
     /// acknowledgement. So they get the number that they are to have.
-    fn note(&mut self, packet: &mut [u8]) {
+    fn note(&mut self, now: std::time::Duration, packet: &mut [u8]) -> Option<Vec<Range<usize>>> {
         let segment = Packet::parse(packet).ok().and_then(|packet| tcp::Segment::parse(&packet));
-        let Some(mut segment) = segment else { return };
-        let ends = segment.sequence.wrapping_add(segment.sequence_length());
-        if segment.sequence_length() > 0 {
-            self.substantial += 1;
-            self.latest = ends;
+        let mut segment = segment?;
+        let parts = self.sender.send(now, segment);
+        if parts.as_ref().is_some_and(Vec::is_empty) {
+            return parts;
         }
+        let length = segment.sequence_length();
+        self.substantial += u64::from(length > 0);
+        let ends = segment.sequence.wrapping_add(length);
         match self.end {
             Some(end) if is_before(ends, end) => {
-                if segment.sequence_length() == 0 {
+                if length == 0 {
                     segment.sequence = end;
                     tcp::renumber(packet, end);
                 }
@@ -134,6 +141,7 @@ impl Sent {
             _ => self.end = Some(ends),
         }
         self.last = Some(segment);
+        parts
     }
 }
 
@@ -169,14 +177,21 @@ impl Engine {
     }
 
     fn new(opening: Opening, now: EngineInstant) -> Self {
-        let mut none = PacketBatch::<()>::new();
-        let mut wire =
-            Wire { incoming: None, outgoing: &mut none, peer: (), mtu: opening.mtu, sent: &mut Sent::default() };
         let mut config = InterfaceConfig::new(HardwareAddress::Ip);
         config.random_seed = opening.seed;
-        let mut interface = Interface::new(config, &mut wire, now);
         let address = opening.local.ip();
         let (prefix, headers) = if address.is_ipv4() { (32, IPV4_HEADER + 20) } else { (128, IPV6_HEADER + 20) };
+        let mut sent = Sent::new(opening.mtu - headers);
+        let mut none = PacketBatch::<()>::new();
+        let mut wire = Wire {
+            incoming: None,
+            outgoing: &mut none,
+            peer: (),
+            mtu: opening.mtu,
+            now: time_of(now),
+            sent: &mut sent,
+        };
+        let mut interface = Interface::new(config, &mut wire, now);
         interface.update_ip_addrs(|addresses| {
             // The list holds two; this is the first.
             let _ = addresses.push(IpCidr::new(address.into(), prefix));
@@ -197,8 +212,7 @@ impl Engine {
             sockets,
             socket,
             mtu: opening.mtu,
-            sent: Sent::default(),
-            sender: Sender::new(opening.mtu - headers),
+            sent,
             latest: None,
             closes: false,
             repeat_at: None,
@@ -241,13 +255,13 @@ impl Engine {
     ) {
         let queued = self.socket().send_queue();
         let is_news =
-            self.sender.read(time_of(now), segment, tcp::Options::parse(packet), self.sent.end, self.unsent() > 0);
+            self.sent.sender.read(time_of(now), segment, tcp::Options::parse(packet), self.sent.end, self.unsent() > 0);
         let shown = self.latest.take().filter(|_| !is_news).map_or(segment.window, |(_, shown)| shown);
         self.latest = Some((tcp::bare(bytes, &segment), shown));
         if !is_news {
             return;
         }
-        let full = self.sender.segment();
+        let full = self.sent.sender.segment();
         // A train of segments is acknowledged at once, as every second full one is; smoltcp sees but one.
         let is_train = segment.length as usize > full;
         let patience = if is_train { EngineDuration::ZERO } else { engine_duration(ACKNOWLEDGE_WITHIN) };
@@ -267,7 +281,7 @@ impl Engine {
 
     /// Bytes that were never sent.
     fn unsent(&self) -> usize {
-        let under_way = self.sent.end.zip(self.sender.acknowledged());
+        let under_way = self.sent.end.zip(self.sent.sender.acknowledged());
         // Sequence numbers wrap.
         let under_way = under_way.map_or(0, |(sent, acknowledged)| sent.wrapping_sub(acknowledged) as usize);
         self.socket().send_queue().saturating_sub(under_way)
@@ -275,39 +289,31 @@ impl Engine {
 
     /// Whether there is something to send, or to be acknowledged, on a connection that is established.
     fn is_steered(&self) -> bool {
-        self.phase() == Phase::Open && (self.sent.end != self.sender.acknowledged() || self.socket().send_queue() > 0)
+        self.phase() == Phase::Open
+            && (self.sent.end != self.sent.sender.acknowledged() || self.socket().send_queue() > 0)
     }
 
     /// Shows smoltcp how much may be under way, and what is to be repeated.
     fn steer<P: Copy>(&mut self, now: EngineInstant, peer: P, out: &mut PacketBatch<P>) {
-        let (Some(sent), Some(acknowledged)) = (self.sent.end, self.sender.acknowledged()) else { return };
+        let Some(acknowledged) = self.sent.sender.acknowledged() else { return };
         if !self.is_steered() {
             return;
         }
-        let repair = self.sender.poll_repair(time_of(now), sent);
+        let goes_back = self.sent.sender.poll_repair(time_of(now));
         let Some((mut bare, shown)) = self.latest.take() else { return };
-        let Some(mut window) = self.sender.shown_window(time_of(now)) else { return };
-        if repair == Some(Repair::First) && window == shown {
-            // What has another window is no duplicate: smoltcp begins to count anew.
-            window = if window > 1 { window - 1 } else { window + 1 };
-        }
+        let Some(window) = self.sent.sender.shown_window(time_of(now)) else { return };
         if window != shown {
             self.ingest(now, bare.with(acknowledged, window), peer, out);
         }
-        match repair {
-            // A FIN can't be repeated by itself, and with only that to come smoltcp hears no duplicates.
-            Some(_) if self.socket().send_queue() == 0 || self.socket().state() == State::LastAck => {
-                self.ahead += LONGER_THAN_ANY_PAUSE;
-            }
-            Some(Repair::First) => (0..3).for_each(|_| self.ingest(now, bare.with(acknowledged, window), peer, out)),
-            Some(Repair::Hole) => self.ahead += LONGER_THAN_ANY_PAUSE,
-            None => {}
+        if goes_back {
+            self.ahead += LONGER_THAN_ANY_PAUSE;
         }
         self.latest = Some((bare, window));
     }
 
     fn ingest<P: Copy>(&mut self, now: EngineInstant, packet: &[u8], peer: P, replies: &mut PacketBatch<P>) {
-        let mut wire = Wire { incoming: Some(packet), outgoing: replies, peer, mtu: self.mtu, sent: &mut self.sent };
+        let (sent, mtu) = (&mut self.sent, self.mtu);
+        let mut wire = Wire { incoming: Some(packet), outgoing: replies, peer, mtu, now: time_of(now), sent };
         let _ = self.interface.poll_ingress_single(now + self.ahead, &mut wire, &mut self.sockets);
     }
 
@@ -323,11 +329,13 @@ impl Engine {
         if late {
             self.repeat_at = None;
             self.ahead += LONGER_THAN_ANY_PAUSE;
+            self.sent.sender.give_up();
         }
         let substantial = self.sent.substantial;
         self.close();
         self.steer(now, peer, out);
-        let mut wire = Wire { incoming: None, outgoing: out, peer, mtu: self.mtu, sent: &mut self.sent };
+        let (sent, mtu) = (&mut self.sent, self.mtu);
+        let mut wire = Wire { incoming: None, outgoing: out, peer, mtu, now: time_of(now), sent };
         let (mut more, until) = (true, wire.outgoing.len() + budget);
         while wire.outgoing.len() < until {
             let result = self.interface.poll_egress(now + self.ahead, &mut wire, &mut self.sockets);
@@ -336,9 +344,8 @@ impl Engine {
                 break;
             }
         }
-        if let Some(end) = self.sent.end {
-            self.sender.handle_sent(time_of(now), end, self.sent.latest, self.unsent() > 0);
-        }
+        let waits = self.unsent() > 0;
+        self.sent.sender.handle_sent(time_of(now), waits);
         // A keepalive looks like data, too.
         if (late || self.sent.substantial > substantial) && self.owes() {
             self.repeat_at = Some(now + engine_duration(REPEAT_WITHIN));
@@ -350,8 +357,8 @@ impl Engine {
     pub(super) fn poll_at(&mut self, clock: &mut Clock, now: Instant) -> Option<Instant> {
         let engine_now = clock.engine_time(now) + self.ahead;
         let at = self.interface.poll_at(engine_now, &self.sockets)? - self.ahead;
-        let repair_at = self.sent.end.filter(|_| self.is_steered()).and_then(|sent| self.sender.repair_at(sent));
-        let paced_until = self.sender.paced_until().filter(|_| self.unsent() > 0);
+        let repair_at = self.is_steered().then(|| self.sent.sender.repair_at()).flatten();
+        let paced_until = self.sent.sender.paced_until(self.unsent() > 0);
         let steered = [repair_at, paced_until].into_iter().flatten();
         let steered = steered.map(|at| EngineInstant::from_micros(i64::try_from(at.as_micros()).unwrap_or(i64::MAX)));
         let at = self.repeat_at.into_iter().chain(steered).fold(at, EngineInstant::min);
@@ -403,7 +410,7 @@ impl Engine {
     /// Tells smoltcp to close. When the peer has closed before, it hears no window and no duplicates from then on: then only what
     /// can be sent at once may be left.
     fn close(&mut self) {
-        let is_little = self.socket().send_queue() <= LAST_SEGMENTS * self.sender.segment();
+        let is_little = self.socket().send_queue() <= LAST_SEGMENTS * self.sent.sender.segment();
         if self.closes && (self.socket().state() != State::CloseWait || is_little) {
             self.closes = false;
             self.socket_mut().close();
@@ -435,6 +442,7 @@ struct Wire<'a, P> {
     outgoing: &'a mut PacketBatch<P>,
     peer: P,
     mtu: usize,
+    now: std::time::Duration,
     sent: &'a mut Sent,
 }
 
@@ -445,6 +453,7 @@ struct Outgoing<'a, P> {
     peer: P,
     /// Bytes of data in each segment that this one is to be cut into; 0 for a packet that is one.
     segment: usize,
+    now: std::time::Duration,
     sent: &'a mut Sent,
 }
 
@@ -465,7 +474,7 @@ impl<P: Copy> phy::Device for Wire<'_, P> {
     }
 
     fn transmit(&mut self, _: EngineInstant) -> Option<Self::TxToken<'_>> {
-        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, segment: 0, sent: &mut *self.sent })
+        Some(Outgoing { batch: &mut *self.outgoing, peer: self.peer, segment: 0, now: self.now, sent: &mut *self.sent })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -490,14 +499,19 @@ impl phy::RxToken for Incoming<'_> {
 
 impl<P: Copy> phy::TxToken for Outgoing<'_, P> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, write: F) -> R {
-        self.batch.push_super(self.peer, length, self.segment, |packet| {
+        let mut parts = None;
+        let result = self.batch.push_super(self.peer, length, self.segment, |packet| {
             let result = write(packet);
-            self.sent.note(packet);
+            parts = self.sent.note(self.now, packet);
             if self.segment == 0 {
                 tcp::fill_checksum(packet);
             }
             result
-        })
+        });
+        if let Some(parts) = parts {
+            self.batch.keep_of_last(&parts);
+        }
+        result
     }
 
     fn set_meta(&mut self, meta: PacketMeta) {

@@ -12,6 +12,7 @@ mod connection;
 mod engine;
 mod inbound;
 mod lifecycle;
+mod scoreboard;
 mod sender;
 mod time_wait;
 mod types;

@@ -99,11 +99,9 @@ impl Window {
     pub(super) fn handle_round_trip(&mut self, now: Duration, took: Duration) {
         match self.shortest {
             Some((shortest, _)) if took <= shortest => self.shortest = Some((took, now)),
-            Some((shortest, at)) if now.saturating_sub(at) > ROUND_TRIP_FOR => {
+            Some((_, at)) if now.saturating_sub(at) > ROUND_TRIP_FOR => {
                 if self.is_measuring {
                     self.shortest = Some((took, now));
-                } else {
-                    self.shortest = Some((shortest, at));
                 }
                 self.is_measuring = !self.is_measuring;
             }
@@ -139,8 +137,12 @@ impl Window {
             return;
         }
         self.size = self.fitting();
-        if self.ceiling != usize::MAX {
-            self.ceiling = self.ceiling.saturating_add((self.ceiling / 16).max(LEAST_SEGMENTS * self.segment));
+        if self.ceiling < self.size / 2 {
+            // As after a timeout: far from what the path is known to take (RFC 5681 §3.1).
+            self.ceiling *= 2;
+        } else {
+            let more = (self.ceiling / 16).max(LEAST_SEGMENTS * self.segment);
+            self.ceiling = self.ceiling.saturating_add(more);
         }
     }
 

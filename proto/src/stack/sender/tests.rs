@@ -7,6 +7,10 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+fn only(part: Range<usize>) -> Option<Vec<Range<usize>>> {
+    Some(Vec::from_iter([part]))
+}
+
 fn acknowledgement(segments: u32) -> Segment {
     let acknowledgement = START.wrapping_add(segments * SEGMENT);
     Segment { sequence: 1, acknowledgement, flags: tcp::ACK, window: 60_000, length: 0 }
@@ -14,7 +18,16 @@ fn acknowledgement(segments: u32) -> Segment {
 
 fn with_sack(from: u32, segments: u32) -> Options {
     let from = START.wrapping_add(from * SEGMENT);
-    Options { sacked_from: Some(from), sacked: (segments * SEGMENT) as usize, ..Options::default() }
+    let selected = [Some((from, from.wrapping_add(segments * SEGMENT))), None, None, None];
+    Options { selected, ..Options::default() }
+}
+
+/// The engine writes so many segments from there on.
+fn write(sender: &mut Sender, now: u64, from: u32, segments: u32) -> Option<Vec<Range<usize>>> {
+    let (sequence, length) = (START.wrapping_add(from * SEGMENT), segments * SEGMENT);
+    let parts = sender.send(ms(now), Segment { sequence, length, ..acknowledgement(0) });
+    sender.handle_sent(ms(now), true);
+    parts
 }
 
 /// A sender that has sent so many segments at 100 ms, on a path of 40 ms that is known.
@@ -23,13 +36,13 @@ fn sender(segments: u32) -> (Sender, u32) {
     let syn = Options { window_scale: Some(4), sack_permitted: true, ..Options::default() };
     let handshake = Segment { flags: tcp::SYN | tcp::ACK, ..acknowledgement(0) };
     assert!(sender.read(ms(0), handshake, syn, Some(START), true));
+    sender.edge = START.wrapping_add(60_000 << 4);
+    write(&mut sender, 60, 0, 1);
     let first = START.wrapping_add(SEGMENT);
-    sender.handle_sent(ms(60), first, first, true);
     assert!(sender.read(ms(100), acknowledgement(1), Options::default(), Some(first), true));
     assert_eq!(sender.window.round_trip(), Some(ms(40)));
-    let sent = START.wrapping_add(segments * SEGMENT);
-    sender.handle_sent(ms(100), sent, sent, true);
-    (sender, sent)
+    write(&mut sender, 100, 1, segments - 1);
+    (sender, START.wrapping_add(segments * SEGMENT))
 }
 
 #[test]
@@ -38,29 +51,46 @@ fn what_is_overtaken_for_a_moment_is_not_repeated_and_what_is_lost_is() {
     for n in 1..=4 {
         assert!(!sender.read(ms(140), acknowledgement(1), with_sack(2, n), Some(sent), true), "no news");
     }
-    assert_eq!(sender.repair_at(sent), Some(ms(145)), "an eighth of a round trip later");
-    assert_eq!(sender.poll_repair(ms(144), sent), None);
+    assert_eq!(sender.repair_at(), Some(ms(145)), "an eighth of a round trip later");
+    assert!(!sender.poll_repair(ms(144)));
     let mut late = sender.clone();
     assert!(late.read(ms(144), acknowledgement(6), Options::default(), Some(sent), true));
-    assert_eq!(late.poll_repair(ms(150), sent), None, "it came");
-    assert_eq!(sender.poll_repair(ms(145), sent), Some(Repair::First));
-    assert_eq!(sender.poll_repair(ms(146), sent), None, "once");
-    assert_eq!(sender.repair_at(sent), Some(ms(145 + 105)), "and again when that was in vain");
+    assert!(!late.poll_repair(ms(150)), "it came");
+    assert!(sender.poll_repair(ms(145)));
+    assert_eq!(write(&mut sender, 145, 1, 9), only(0..1000), "and nothing else");
+    assert!(!sender.poll_repair(ms(146)), "once");
+    assert_eq!(sender.repair_at(), Some(ms(140 + 105)), "and again when that was in vain");
 }
 
 #[test]
-fn a_hole_is_repeated_whole_and_the_next_one_at_once() {
+fn all_holes_are_repeated_in_one_go() {
     let (mut sender, sent) = sender(12);
-    for n in 6..=8 {
-        sender.read(ms(140), acknowledgement(1), with_sack(4, n), Some(sent), true);
-    }
-    assert_eq!(sender.poll_repair(ms(145), sent), Some(Repair::Hole));
-    assert!(sender.shown_window(ms(145)).unwrap() <= (3 * 1000) >> 4, "no more than the hole");
-    assert!(sender.read(ms(185), acknowledgement(7), with_sack(8, 4), Some(sent), true));
-    assert_eq!(sender.poll_repair(ms(185), sent), Some(Repair::First));
-    assert!(sender.read(ms(225), acknowledgement(12), Options::default(), Some(sent), true));
-    assert!(sender.recovery.is_none() && sender.missing.is_none());
-    assert_eq!(sender.repair_at(sent), None);
+    sender.read(ms(140), acknowledgement(1), with_sack(2, 1), Some(sent), true);
+    sender.read(ms(140), acknowledgement(1), with_sack(5, 1), Some(sent), true);
+    sender.read(ms(140), acknowledgement(1), with_sack(9, 3), Some(sent), true);
+    assert!(sender.poll_repair(ms(145)));
+    assert_eq!(sender.lost, 6000);
+    assert_eq!(write(&mut sender, 145, 1, 5), Some(vec![0..1000, 2000..4000]));
+    assert!(!sender.poll_repair(ms(145)), "the engine comes to the rest by itself");
+    assert_eq!(write(&mut sender, 145, 6, 6), only(0..3000));
+    assert!(sender.read(ms(185), acknowledgement(12), Options::default(), Some(sent), true));
+    assert_eq!(sender.repair_at(), None);
+}
+
+#[test]
+fn what_is_lost_is_repeated_as_far_as_the_window_lets() {
+    let (mut sender, sent) = sender(60);
+    sender.window.handle_loss(5 * SEGMENT as usize, 5 * SEGMENT as usize);
+    sender.read(ms(140), acknowledgement(1), with_sack(30, 30), Some(sent), true);
+    let size = sender.window.size();
+    assert!((4000..20_000).contains(&size), "{size}");
+    let shown = u16::try_from(size >> 4).unwrap();
+    assert!(sender.poll_repair(ms(145)));
+    assert_eq!(sender.shown_window(ms(145)), Some(shown));
+    assert_eq!(write(&mut sender, 145, 1, 3), None);
+    assert_eq!(sender.shown_window(ms(145)), Some(shown), "of which three are under way");
+    assert!(!sender.poll_repair(ms(146)), "the engine stands where it is to go on");
+    assert_eq!(write(&mut sender, 146, 4, 1), None);
 }
 
 #[test]
@@ -69,22 +99,37 @@ fn what_came_twice_is_no_loss() {
     for _ in 0..9 {
         assert!(!sender.read(ms(140), acknowledgement(1), Options::default(), Some(sent), true));
     }
-    assert!(sender.missing.is_none());
+    assert!(!sender.poll_repair(ms(150)));
+}
+
+#[test]
+fn a_peer_that_does_not_say_what_it_has_says_thrice_what_it_lacks() {
+    let (mut sender, sent) = sender(10);
+    sender.is_selective = false;
+    for _ in 0..3 {
+        assert!(!sender.poll_repair(ms(140)));
+        sender.read(ms(140), acknowledgement(1), Options::default(), Some(sent), true);
+    }
+    assert!(sender.poll_repair(ms(140)));
+    assert_eq!(write(&mut sender, 140, 1, 9), only(0..1000));
 }
 
 #[test]
 fn the_last_of_a_burst_is_asked_for_after_two_round_trips_and_ever_less_often() {
     let (mut sender, sent) = sender(5);
     let mut at = ms(100);
-    for pause in [105, 210, 420, 840] {
-        assert_eq!(sender.repair_at(sent), Some(at + ms(pause)));
+    for (pause, parts) in [(105, only(0..1000)), (210, None), (420, None), (840, None)] {
+        assert_eq!(sender.repair_at(), Some(at + ms(pause)));
         at += ms(pause);
-        assert_eq!(sender.poll_repair(at, sent), Some(Repair::First));
+        assert!(sender.poll_repair(at));
+        assert!(sender.shown_window(at).unwrap() > 0);
+        let now = u64::try_from(at.as_millis()).unwrap();
+        assert_eq!(write(&mut sender, now, 1, 4), parts, "the first alone at first, then all");
     }
-    assert_eq!(sender.repair_at(sent), None, "the rest is the engine's pauses");
+    assert_eq!(sender.repair_at(), None, "the rest is the engine's pauses");
     // The peer is back, and has nothing of what followed.
     assert!(sender.read(ms(9_000), acknowledgement(2), Options::default(), Some(sent), true));
-    assert_eq!(sender.poll_repair(ms(9_000), sent), Some(Repair::Hole));
+    assert!(sender.repair_at().is_some());
 }
 
 #[test]
@@ -97,4 +142,7 @@ fn no_window_of_the_peer_is_exceeded_and_none_is_closed_that_is_open() {
     let closed = Segment { window: 0, ..narrow };
     assert!(sender.read(ms(141), closed, Options::default(), Some(sent), true));
     assert_eq!(sender.shown_window(ms(141)), Some(0));
+    // A question whether it is open still isn't what was sent there.
+    assert_eq!(sender.send(ms(142), Segment { sequence: sent, length: 1, ..acknowledgement(0) }), None);
+    assert_eq!(sender.board.unwrap().length(), 0);
 }
