@@ -2,9 +2,20 @@
 
 use std::time::Duration;
 
+/// What one measurement took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Taken {
+    pub(crate) time: Duration,
+    /// Seconds of the coordinator's processors.
+    pub(crate) processor: f64,
+}
+
 /// What one lane took in each round of a row.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct Samples(Vec<f64>);
+pub(crate) struct Samples {
+    seconds: Vec<f64>,
+    processor: Vec<f64>,
+}
 
 /// A median and what lies around it.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
@@ -16,22 +27,33 @@ pub(crate) struct Spread {
 
 impl Samples {
     pub(crate) fn add(&mut self, taken: Duration) {
-        self.0.push(taken.as_secs_f64());
+        self.seconds.push(taken.as_secs_f64());
+    }
+
+    /// As [`Samples::add`], with what it cost.
+    pub(crate) fn add_taken(&mut self, taken: Taken) {
+        self.add(taken.time);
+        self.processor.push(taken.processor);
     }
 
     /// Seconds, in the order of the rounds.
     pub(crate) fn seconds(&self) -> &[f64] {
-        &self.0
+        &self.seconds
     }
 
     /// Seconds.
     pub(crate) fn spread(&self) -> Option<Spread> {
-        spread(self.0.iter().copied())
+        spread(self.seconds.iter().copied())
     }
 
     /// How many times as fast as `other` this is, round by round: what slowed a round down slowed both down.
     pub(crate) fn speed_against(&self, other: &Self) -> Option<Spread> {
-        spread(other.0.iter().zip(&self.0).map(|(other, own)| other / own))
+        spread(other.seconds.iter().zip(&self.seconds).map(|(other, own)| other / own))
+    }
+
+    /// Seconds of the coordinator's processors.
+    pub(crate) fn processor(&self) -> Option<Spread> {
+        spread(self.processor.iter().copied())
     }
 }
 
@@ -49,7 +71,7 @@ mod tests {
     use super::*;
 
     fn samples(seconds: &[f64]) -> Samples {
-        Samples(seconds.to_vec())
+        Samples { seconds: seconds.to_vec(), processor: Vec::new() }
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub(crate) mod figures;
 mod lanes;
+mod processor;
 mod rows;
 mod table;
 mod workload;
@@ -11,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use figures::Samples;
 use lanes::Lane;
-use rows::{Row, RowKind};
+use rows::Row;
 use table::Report;
 use workload::{Size, Workload};
 
@@ -224,14 +225,15 @@ impl Run<'_> {
                 let Some((lane, samples)) = lanes.get(index).zip(samples.get_mut(index)) else { continue };
                 let taken = work.once(row.kind, lane)?;
                 say(&format!(
-                    "{}: {}: round {}/{rounds}: {} {:.3} s",
+                    "{}: {}: round {}/{rounds}: {} {:.3} s, {:.2} s of the coordinator's processors",
                     row.link,
                     row.what,
                     round + 1,
                     lane.title,
-                    taken.as_secs_f64()
+                    taken.time.as_secs_f64(),
+                    taken.processor
                 ));
-                samples.add(taken);
+                samples.add_taken(taken);
             }
         }
         Ok(samples)

@@ -57,6 +57,13 @@ impl RowKind {
     }
 }
 
+impl Row {
+    /// Whether nothing but this machine bounds the link.
+    pub(crate) fn is_clean(&self) -> bool {
+        self.key.starts_with("clean/")
+    }
+}
+
 /// The kernel's own link, as fast as this machine is.
 pub(crate) const CLEAN: [Row; 6] = [
     row("clean/no-op", "clean link", "no-op remote build", RowKind::NoOp, Target::Plain(1.0), Target::Plain(2.0)),
@@ -83,7 +90,7 @@ pub(crate) const CLEAN: [Row; 6] = [
         "nix copy 1 GiB, to",
         RowKind::LargeTo,
         Target::Tailscaled(1.0),
-        Target::Plain(1.0),
+        Target::Plain(1.3),
     ),
     row(
         "clean/large-from",
@@ -91,7 +98,7 @@ pub(crate) const CLEAN: [Row; 6] = [
         "nix copy 1 GiB, from",
         RowKind::LargeFrom,
         Target::Tailscaled(1.0),
-        Target::Plain(1.0),
+        Target::Plain(1.3),
     ),
 ];
 
@@ -114,6 +121,9 @@ pub(crate) const GIGABIT: [Row; 2] = [
         Target::Plain(0.95),
     ),
 ];
+
+/// What the direct lane may take of the coordinator's processors for a large copy over a clean link, of what the SSH lane takes: it encrypts once.
+pub(crate) const DIRECT_PROCESSOR: f64 = 0.7;
 
 /// The emulated link without delay, for the slope.
 pub(crate) const NEAR: [Row; 1] =

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::figures::{Samples, Spread};
 use super::lanes::Lane;
-use super::rows::{DIRECT_ROUND_TRIPS, Row, Target};
+use super::rows::{DIRECT_PROCESSOR, DIRECT_ROUND_TRIPS, Row, RowKind, Target};
 use crate::link::Counts;
 use crate::stage::host;
 
@@ -63,6 +63,16 @@ impl Measured {
     }
 }
 
+impl Measured {
+    /// What a large copy takes of the coordinator's processors, and whether the direct lane takes little enough beside the SSH lane.
+    fn processor(&self, key: &str) -> Option<(Spread, Option<bool>)> {
+        let is_large = matches!(self.row.kind, RowKind::LargeTo | RowKind::LargeFrom);
+        let taken = self.samples(key).filter(|_| is_large)?.processor()?;
+        let of_ssh = self.samples(SSH).and_then(Samples::processor).filter(|_| key == DIRECT && self.row.is_clean());
+        Some((taken, of_ssh.map(|ssh| taken.median <= DIRECT_PROCESSOR * ssh.median)))
+    }
+}
+
 impl Report {
     /// Nothing measured yet.
     pub(crate) fn new(rounds: u8, quick: bool) -> Self {
@@ -108,7 +118,7 @@ impl Report {
             "Seconds: median (least to most) of {} interleaved rounds, of {} for 1 GiB. × is how many times as fast as\n\
              plain sshd, the median of the rounds' ratios. Both ends, and the link, share this machine: ratios count.\n",
             self.rounds,
-            super::RowKind::LargeTo.rounds(self.rounds)
+            RowKind::LargeTo.rounds(self.rounds)
         );
         if self.quick {
             let _ = writeln!(text, "SMALL SIZES: these figures mean nothing.\n");
@@ -125,6 +135,14 @@ impl Report {
                     let _ = write!(text, "   {} {wanted}", if is_met { "met:" } else { "MISSED:" });
                 }
                 text.push('\n');
+                if let Some((Spread { median, least, most }, is_met)) = measured.processor(key) {
+                    let _ = write!(text, "    of the coordinator's processors {median:.2} s ({least:.2} to {most:.2})");
+                    if let Some(is_met) = is_met {
+                        let met = if is_met { "met:" } else { "MISSED:" };
+                        let _ = write!(text, "   {met} ≤ {DIRECT_PROCESSOR} of the SSH lane's");
+                    }
+                    text.push('\n');
+                }
             }
             text.push('\n');
         }
@@ -164,6 +182,7 @@ impl Report {
                     "seconds": samples.seconds(),
                     "spread": samples.spread(),
                     "speed_against_plain": measured.speed(key),
+                    "coordinator_processor_seconds": samples.processor(),
                     "target": verdict.as_ref().map(|(wanted, _)| wanted),
                     "target_met": verdict.as_ref().map(|(_, is_met)| is_met),
                 });

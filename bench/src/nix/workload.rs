@@ -6,7 +6,9 @@ use std::io::{self, Read as _};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::figures::Taken;
 use super::lanes::Lane;
+use super::processor;
 use super::rows::RowKind;
 use crate::stage::Machine;
 use crate::stage::process::{run_command, time, wait_until};
@@ -86,7 +88,7 @@ impl<'a> Workload<'a> {
     }
 
     /// One measurement of `kind` over `lane`, after what must be so before it.
-    pub(crate) fn once(&mut self, kind: RowKind, lane: &Lane) -> Result<Duration, Box<dyn Error>> {
+    pub(crate) fn once(&mut self, kind: RowKind, lane: &Lane) -> Result<Taken, Box<dyn Error>> {
         let (large, small) = (self.large.clone(), self.small.clone());
         match kind {
             RowKind::NoOp => self.build(lane, 1),
@@ -98,7 +100,7 @@ impl<'a> Workload<'a> {
         }
     }
 
-    fn build(&mut self, lane: &Lane, leaves: u32) -> Result<Duration, Box<dyn Error>> {
+    fn build(&mut self, lane: &Lane, leaves: u32) -> Result<Taken, Box<dyn Error>> {
         self.salt += 1;
         let (salt, leaves) = (self.salt.to_string(), leaves.to_string());
         let arguments = [
@@ -117,7 +119,7 @@ impl<'a> Workload<'a> {
         self.time(lane, "nix-build", &arguments)
     }
 
-    fn copy_to(&self, lane: &Lane, path: &str) -> Result<Duration, Box<dyn Error>> {
+    fn copy_to(&self, lane: &Lane, path: &str) -> Result<Taken, Box<dyn Error>> {
         // As long as the daemon of an earlier copy lives, its paths stay: what is there already would cost nothing.
         wait_until("the builder without the path", DEADLINE, || {
             self.builder.run("nix-collect-garbage", &["--quiet"]).ok()?;
@@ -126,7 +128,7 @@ impl<'a> Workload<'a> {
         self.time(lane, "nix", &["copy", "--to", &lane.store, path])
     }
 
-    fn copy_from(&self, lane: &Lane, path: &str) -> Result<Duration, Box<dyn Error>> {
+    fn copy_from(&self, lane: &Lane, path: &str) -> Result<Taken, Box<dyn Error>> {
         if self.builder.run("nix-store", &["--check-validity", path]).is_err() {
             run_command(lane.command(self.coordinator, "nix", &["copy", "--to", &lane.store, path]), DEADLINE)?;
         }
@@ -134,9 +136,11 @@ impl<'a> Workload<'a> {
         self.time(lane, "nix", &["copy", "--from", &lane.store, "--to", "local?root=/nix/copied", path])
     }
 
-    fn time(&self, lane: &Lane, program: &str, arguments: &[&str]) -> Result<Duration, Box<dyn Error>> {
+    fn time(&self, lane: &Lane, program: &str, arguments: &[&str]) -> Result<Taken, Box<dyn Error>> {
         let command = lane.command(self.coordinator, program, arguments);
-        time(command, DEADLINE, &self.log).map_err(|error| format!("{}: {error}", lane.title).into())
+        let before = processor::seconds(self.coordinator);
+        let time = time(command, DEADLINE, &self.log).map_err(|error| format!("{}: {error}", lane.title))?;
+        Ok(Taken { time, processor: processor::seconds(self.coordinator) - before })
     }
 }
 
