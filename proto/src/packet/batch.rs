@@ -100,19 +100,17 @@ impl<P: Copy> PacketBatch<P> {
         }
     }
 
-    /// Keeps of the last packet, a TCP super-segment, only these parts of what it has of the sequence space, each as one of its own. A
-    /// packet that is no super-segment stays whole unless there are none.
+    /// Keeps of the last packet, a TCP super-segment, only these parts of what it has of the sequence space, each as one of its own.
     pub fn keep_of_last(&mut self, parts: &[Range<usize>]) {
-        let Some(entry) = self.packets.last().filter(|entry| parts.is_empty() || entry.segment > 0).cloned() else {
-            return;
-        };
-        self.packets.pop();
+        let Some(entry) = self.packets.pop() else { return };
+        // One that is to be cut gets its lengths and checksums then.
+        let segment = if entry.segment > 0 { entry.segment } else { entry.place.len() };
         self.used = entry.place.start;
         self.count -= pieces(entry.place.len(), entry.segment);
         let packet = self.bytes.get_mut(entry.place).unwrap_or_default();
         for length in trim(packet, parts) {
-            self.count += pieces(length, entry.segment);
-            self.add(entry.peer, length, entry.segment);
+            self.count += pieces(length, segment);
+            self.add(entry.peer, length, segment);
         }
     }
 

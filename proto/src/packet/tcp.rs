@@ -82,6 +82,11 @@ impl Segment {
     }
 }
 
+/// Whether one sequence number comes before another, around the corner, too (RFC 9293 §3.4).
+pub fn is_before(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other) > u32::MAX / 2
+}
+
 /// Puts another sequence number into a packet that is TCP, and mends its checksum. Anything else stays as it is.
 pub fn renumber(packet: &mut [u8], sequence: u32) {
     let header = Packet::parse(packet).ok().filter(|packet| matches!(packet.transport, Transport::Tcp { .. }));

@@ -16,7 +16,8 @@ use smoltcp::wire::{HardwareAddress, IpCidr, IpListenEndpoint};
 use super::sender::Sender;
 use super::{ACKNOWLEDGE_WITHIN, KEEP_ALIVE, REPEAT_WITHIN};
 use crate::packet::parse::{IPV4_HEADER, IPV6_HEADER};
-use crate::packet::{Packet, PacketBatch, tcp};
+use crate::packet::tcp::{self, is_before};
+use crate::packet::{Packet, PacketBatch};
 
 /// Turns the caller's instants into the engine's, counted from the first one that was seen.
 #[derive(Debug, Default, Clone, Copy)]
@@ -78,7 +79,7 @@ pub(super) enum Received {
 /// How many segments smoltcp may write in one step. At the least MTU, sealed, they fill a UDP datagram of 64 KiB, which is as much
 /// as the kernel segments.
 const BURST: usize = 49;
-/// What may be under way when smoltcp can no longer be told what to repeat, and repeats all.
+/// What may be left to be sent when smoltcp can no longer be told how much may be under way.
 const LAST_SEGMENTS: usize = 10;
 /// More than the longest pause that smoltcp makes before it repeats something.
 const LONGER_THAN_ANY_PAUSE: EngineDuration = EngineDuration::from_secs(61);
@@ -89,14 +90,24 @@ pub(super) struct Engine {
     socket: SocketHandle,
     mtu: usize,
     sent: Sent,
-    /// The headers of the peer's latest segment, and the window field that smoltcp was last shown.
-    latest: Option<(tcp::Bare, u16)>,
+    latest: Option<Latest>,
     /// Nothing more will be written.
     closes: bool,
     /// When what the peer hasn't acknowledged is repeated, if smoltcp doesn't do it before.
     repeat_at: Option<EngineInstant>,
     /// How far this connection's time is before everybody else's: smoltcp has no other way to end a pause.
     ahead: EngineDuration,
+}
+
+/// The peer's latest segment, since it has acknowledged anything.
+#[derive(Debug)]
+struct Latest {
+    /// Its headers.
+    bare: tcp::Bare,
+    /// The end of what it sent.
+    end: u32,
+    /// The acknowledgement number and window field that smoltcp was shown last.
+    shown: (u32, u16),
 }
 
 /// What went out of a connection.
@@ -125,23 +136,28 @@ impl Sent {
         let segment = Packet::parse(packet).ok().and_then(|packet| tcp::Segment::parse(&packet));
         let mut segment = segment?;
         let parts = self.sender.send(now, segment);
+        let mut length = segment.sequence_length();
         if parts.as_ref().is_some_and(Vec::is_empty) {
-            return parts;
+            let told = |segment: tcp::Segment| (segment.acknowledgement, segment.window);
+            if self.last.map(told) == Some(told(segment)) {
+                return parts;
+            }
+            // What it acknowledges must go out nevertheless.
+            length = 0;
         }
-        let length = segment.sequence_length();
         self.substantial += u64::from(length > 0);
         let ends = segment.sequence.wrapping_add(length);
         match self.end {
             Some(end) if is_before(ends, end) => {
                 if length == 0 {
-                    segment.sequence = end;
-                    tcp::renumber(packet, end);
+                    segment.sequence = self.sender.number(end);
+                    tcp::renumber(packet, segment.sequence);
                 }
             }
             _ => self.end = Some(ends),
         }
         self.last = Some(segment);
-        parts
+        parts.map(|parts| if parts.is_empty() { std::iter::once(0..0).collect() } else { parts })
     }
 }
 
@@ -152,11 +168,6 @@ fn time_of(now: EngineInstant) -> std::time::Duration {
 
 fn engine_duration(duration: std::time::Duration) -> EngineDuration {
     EngineDuration::from_micros(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
-}
-
-/// Whether one sequence number comes before another, around the corner, too.
-pub(super) fn is_before(one: u32, other: u32) -> bool {
-    one.wrapping_sub(other) > u32::MAX / 2
 }
 
 impl Engine {
@@ -256,10 +267,14 @@ impl Engine {
         let queued = self.socket().send_queue();
         let is_news =
             self.sent.sender.read(time_of(now), segment, tcp::Options::parse(packet), self.sent.end, self.unsent() > 0);
-        let shown = self.latest.take().filter(|_| !is_news).map_or(segment.window, |(_, shown)| shown);
-        self.latest = Some((tcp::bare(bytes, &segment), shown));
+        self.note_latest(segment, bytes, is_news);
         if !is_news {
             return;
+        }
+        if segment.window == 0 && self.is_steered() && self.sent.sender.is_under_way() {
+            // What closes the window as it acknowledges would stop the timer by which smoltcp goes back to the rest.
+            let mut bare = tcp::bare(bytes, &segment);
+            self.ingest(now, bare.with(segment.acknowledgement, 1), peer, replies);
         }
         let full = self.sent.sender.segment();
         // A train of segments is acknowledged at once, as every second full one is; smoltcp sees but one.
@@ -277,6 +292,20 @@ impl Engine {
         } else if self.socket().send_queue() < queued {
             self.repeat_at = Some(now + engine_duration(REPEAT_WITHIN));
         }
+    }
+
+    fn note_latest(&mut self, segment: tcp::Segment, bytes: &[u8], is_news: bool) {
+        if self.sent.sender.acknowledged().is_none() {
+            return;
+        }
+        let end = segment.sequence.wrapping_add(segment.sequence_length());
+        let shown = (segment.acknowledgement, segment.window);
+        self.latest = Some(match self.latest.take() {
+            // smoltcp heeds nothing that comes with what it has.
+            Some(latest) if is_before(end, latest.end) => latest,
+            Some(Latest { shown, .. }) if !is_news => Latest { bare: tcp::bare(bytes, &segment), end, shown },
+            _ => Latest { bare: tcp::bare(bytes, &segment), end, shown },
+        });
     }
 
     /// Bytes that were never sent.
@@ -300,15 +329,16 @@ impl Engine {
             return;
         }
         let goes_back = self.sent.sender.poll_repair(time_of(now));
-        let Some((mut bare, shown)) = self.latest.take() else { return };
         let Some(window) = self.sent.sender.shown_window(time_of(now)) else { return };
-        if window != shown {
-            self.ingest(now, bare.with(acknowledged, window), peer, out);
+        let Some(mut latest) = self.latest.take() else { return };
+        let shown = (acknowledged, window);
+        if std::mem::replace(&mut latest.shown, shown) != shown {
+            self.ingest(now, latest.bare.with(acknowledged, window), peer, out);
         }
+        self.latest = Some(latest);
         if goes_back {
             self.ahead += LONGER_THAN_ANY_PAUSE;
         }
-        self.latest = Some((bare, window));
     }
 
     fn ingest<P: Copy>(&mut self, now: EngineInstant, packet: &[u8], peer: P, replies: &mut PacketBatch<P>) {
@@ -503,7 +533,7 @@ impl<P: Copy> phy::TxToken for Outgoing<'_, P> {
         let result = self.batch.push_super(self.peer, length, self.segment, |packet| {
             let result = write(packet);
             parts = self.sent.note(self.now, packet);
-            if self.segment == 0 {
+            if self.segment == 0 && parts.is_none() {
                 tcp::fill_checksum(packet);
             }
             result

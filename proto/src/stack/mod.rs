@@ -42,8 +42,8 @@ use crate::packet::{PacketBatch, tsmp};
 /// Connections of all kinds that one node has at the most: its memory is bounded by this times
 /// [`MAX_CONNECTION_MEMORY`], though a ring costs only what it has held.
 pub const MAX_CONNECTIONS: usize = 1024;
-/// What a connection may cost besides its two buffers: engine, socket, table entries.
-pub const CONNECTION_OVERHEAD: usize = 4096;
+/// What a connection may cost besides its two buffers: engine, socket, table entries, and a list of what is under way.
+pub const CONNECTION_OVERHEAD: usize = 4096 + scoreboard::MOST_STRETCHES * 32;
 /// What a connection with default buffers may cost.
 pub const MAX_CONNECTION_MEMORY: usize = 2 * DEFAULT_BUFFER + CONNECTION_OVERHEAD;
 /// Unfinished handshakes that one peer may have on all ports: an honest one has as many as it dials within a round trip.

@@ -6,10 +6,10 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::engine::is_before;
+use crate::packet::tcp::is_before;
 
 /// Beyond so many stretches, nothing new is told apart: a peer can't make the list long.
-const MOST_STRETCHES: usize = 512;
+pub(super) const MOST_STRETCHES: usize = 512;
 /// What is sent within this part of a round trip counts as sent at once.
 const MOMENTS: u32 = 32;
 
@@ -180,13 +180,24 @@ impl Scoreboard {
         }
         let (first, last) = (self.split(begins), self.split(begins + again));
         let (mut parts, mut end) = (Vec::new(), 0);
+        let mut before = first.checked_sub(1).and_then(|index| self.stretches.get(index)).map(|stretch| stretch.state);
+        let is_full = self.stretches.len() >= MOST_STRETCHES;
         for stretch in self.stretches.get_mut(first..last).into_iter().flatten() {
             let part = end..end + stretch.length;
             end = part.end;
             if stretch.state == State::Lost {
-                stretch.state = State::UnderWay { since: now, is_repeated: true };
+                let since = match before {
+                    Some(State::UnderWay { since, is_repeated: true })
+                        if is_full || now.saturating_sub(since) <= round_trip / MOMENTS =>
+                    {
+                        since
+                    }
+                    _ => now,
+                };
+                stretch.state = State::UnderWay { since, is_repeated: true };
                 parts.push(part);
             }
+            before = Some(stretch.state);
         }
         self.join();
         if again < length {
@@ -262,6 +273,17 @@ impl Scoreboard {
             index += 1;
         }
         self.join();
+    }
+
+    /// Takes for lost what isn't acknowledged, whatever was said of it: the peer may have thrown away what it had (RFC 2018 §8).
+    pub(super) fn forget(&mut self) {
+        self.stretches.iter_mut().for_each(|stretch| stretch.state = State::Lost);
+        self.join();
+    }
+
+    /// Whether the peer says that it has the very byte that it waits for.
+    pub(super) fn is_contradicted(&self) -> bool {
+        self.stretches.first().is_some_and(|stretch| stretch.state == State::Arrived)
     }
 
     fn places(&self) -> impl Iterator<Item = (Range<usize>, State)> + Clone {

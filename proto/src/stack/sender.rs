@@ -8,10 +8,9 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use super::engine::is_before;
 use super::scoreboard::{News, Scoreboard};
 use super::window::Window;
-use crate::packet::tcp::{self, Options, Segment};
+use crate::packet::tcp::{self, Options, Segment, is_before};
 
 /// Duplicates that say that something is missing, from a peer that doesn't say what (RFC 5681 §3.2).
 const DUPLICATES: u32 = 3;
@@ -100,6 +99,11 @@ impl Sender {
         self.board.as_ref().map(Scoreboard::from)
     }
 
+    /// Whether anything within the peer's window isn't acknowledged.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.board.as_ref().is_some_and(|board| board.length() > 0)
+    }
+
     /// Reads a segment of the peer; `sent` is the end of what was sent, and `waits` whether more waits to be. Answers whether the engine
     /// is to see it: not when it only says again what it said before.
     pub(super) fn read(
@@ -121,8 +125,11 @@ impl Sender {
         let scale = if segment.flags & tcp::SYN != 0 { 0 } else { self.scale };
         let edge = to.wrapping_add(u32::from(segment.window) << scale);
         let (Some(sent), Some(board)) = (sent, &mut self.board) else {
-            self.board = Some(Scoreboard::new(to));
-            (self.edge, self.next, self.moved) = (edge, to, now);
+            // Another number acknowledges nothing of ours, but what a connection had that was here before (RFC 9293 §3.10.7.3).
+            if sent == Some(to) {
+                self.board = Some(Scoreboard::new(to));
+                (self.edge, self.next, self.moved) = (edge, to, now);
+            }
             return true;
         };
         let from = board.from();
@@ -164,7 +171,11 @@ impl Sender {
         if let Some(took) = news.round_trip {
             self.window.handle_round_trip(now, took);
         }
-        if let Some(round) = self.round.filter(|round| board.has_arrived(round.since, round.end)) {
+        // What ends sooner than a round trip takes was sent before it began.
+        let least = self.window.round_trip().unwrap_or_default() / 8 * 7;
+        let is_over =
+            |round: &Round| now.saturating_sub(round.begun) >= least && board.has_arrived(round.since, round.end);
+        if let Some(round) = self.round.filter(is_over) {
             let bytes = self.delivered.saturating_sub(round.delivered);
             self.window.handle_round(bytes, now.saturating_sub(round.begun), round.is_full && waits);
             let lost = std::mem::take(&mut self.lost);
@@ -177,15 +188,26 @@ impl Sender {
     pub(super) fn send(&mut self, now: Duration, segment: Segment) -> Option<Vec<Range<usize>>> {
         let length = segment.sequence_length() as usize;
         let board = self.board.as_mut()?;
+        let (from, end) = (board.from(), segment.sequence.wrapping_add(segment.sequence_length()));
         // A question whether the peer is there, or whether its window is open.
-        if length == 0 || is_before(segment.sequence, board.from()) || !is_before(segment.sequence, self.edge) {
+        if length == 0 || !is_before(from, end) || !is_before(segment.sequence, self.edge) {
             return None;
+        }
+        // The former, where something is under way: the byte is none of the stream's.
+        if length == 1 && end == self.next && segment.sequence != from {
+            return Some(Vec::new());
         }
         if board.length() == 0 {
             self.moved = now;
         }
-        let parts = board.send(now, segment.sequence, length, self.window.round_trip().unwrap_or_default());
-        self.next = segment.sequence.wrapping_add(segment.sequence_length());
+        let known = if is_before(segment.sequence, from) { from.wrapping_sub(segment.sequence) as usize } else { 0 };
+        let round_trip = self.window.round_trip().unwrap_or_default();
+        let parts = board.send(now, segment.sequence.wrapping_add(known as u32), length - known, round_trip);
+        let parts: Option<Vec<Range<usize>>> = match parts {
+            None if known > 0 => Some(std::iter::once(known..length).collect()),
+            parts => parts.map(|parts| parts.into_iter().map(|part| part.start + known..part.end + known).collect()),
+        };
+        self.next = end;
         let bytes = parts.as_ref().map_or(length, |parts| parts.iter().map(Range::len).sum());
         self.credit = self.credit.saturating_sub(bytes);
         self.is_new |= bytes > 0;
@@ -214,7 +236,8 @@ impl Sender {
                 _ => self.give_up(),
             }
         }
-        self.goes_back(is_due)
+        let more = self.allowed(now).unwrap_or(0);
+        self.goes_back(is_due, more)
     }
 
     /// Nothing of what is under way has arrived, or will.
@@ -223,12 +246,15 @@ impl Sender {
         let under_way = board.under_way();
         self.window.handle_loss(under_way.min(self.window.size()), under_way);
         board.give_up(under_way);
+        if board.is_contradicted() {
+            board.forget();
+        }
     }
 
-    fn goes_back(&mut self, anyway: bool) -> bool {
+    fn goes_back(&mut self, anyway: bool, more: usize) -> bool {
         let Some(board) = &self.board else { return false };
         let next = self.next.wrapping_sub(board.from()) as usize;
-        let goes_back = anyway || board.first_lost().is_some_and(|lost| lost < next);
+        let goes_back = anyway || (more >= self.segment && board.first_lost().is_some_and(|lost| lost < next));
         if goes_back {
             self.next = board.from();
         }
@@ -274,15 +300,27 @@ impl Sender {
 
     /// The peer's window field as it is to be shown to the engine: what the peer takes, or less.
     pub(super) fn shown_window(&mut self, now: Duration) -> Option<u16> {
-        let credit = self.earn(now).unwrap_or(usize::MAX);
+        let more = self.allowed(now)?;
         let board = self.board.as_ref()?;
         let real = self.edge.wrapping_sub(board.from()) as usize;
-        // A probe has its place besides what nothing was heard of.
-        let probe = if self.probes > 0 { self.segment } else { 0 };
-        let more = self.window.size().saturating_sub(board.under_way()).min(credit).max(probe);
         let units = real.min(board.position(more)) >> self.scale;
         let least = usize::from(real > 0);
         u16::try_from(units.max(least)).ok()
+    }
+
+    /// How many bytes may go out now.
+    fn allowed(&mut self, now: Duration) -> Option<usize> {
+        let credit = self.earn(now).unwrap_or(usize::MAX);
+        // A probe has its place besides what nothing was heard of.
+        let probe = if self.probes > 0 { self.segment } else { 0 };
+        let under_way = self.board.as_ref()?.under_way();
+        Some(self.window.size().saturating_sub(under_way).min(credit).max(probe))
+    }
+
+    /// What a segment without data is numbered, when `end` is the end of what was sent: the peer takes nothing from beyond its window,
+    /// where a question may lie whether that is open.
+    pub(super) fn number(&self, end: u32) -> u32 {
+        if self.board.is_some() && is_before(self.edge, end) { self.edge } else { end }
     }
 }
 

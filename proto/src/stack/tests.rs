@@ -1,4 +1,5 @@
 mod link;
+mod recovery;
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -146,3 +146,33 @@ fn no_window_of_the_peer_is_exceeded_and_none_is_closed_that_is_open() {
     assert_eq!(sender.send(ms(142), Segment { sequence: sent, length: 1, ..acknowledgement(0) }), None);
     assert_eq!(sender.board.unwrap().length(), 0);
 }
+
+#[test]
+fn what_the_peer_has_thrown_away_again_is_repeated() {
+    let (mut sender, sent) = sender(5);
+    sender.read(ms(140), acknowledgement(1), with_sack(1, 4), Some(sent), true);
+    assert!(sender.poll_repair(ms(245)));
+    assert!(sender.poll_repair(ms(455)));
+    assert_eq!(write(&mut sender, 455, 1, 4), None, "though it said that it had it");
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_never_sent_is_no_beginning() {
+    let mut sender = Sender::new(SEGMENT as usize);
+    assert!(sender.read(ms(0), acknowledgement(77), Options::default(), Some(START), true));
+    assert_eq!(sender.acknowledged(), None);
+    assert!(sender.read(ms(0), acknowledgement(0), Options::default(), Some(START), true));
+    assert_eq!(sender.acknowledged(), Some(START));
+}
+
+#[test]
+fn what_begins_before_what_is_acknowledged_goes_out_from_there_on() {
+    let (mut sender, sent) = sender(10);
+    sender.read(ms(140), acknowledgement(3), Options::default(), Some(sent), true);
+    sender.give_up();
+    assert_eq!(write(&mut sender, 150, 1, 4), only(2000..4000));
+    assert_eq!(write(&mut sender, 150, 0, 1), None, "a question");
+    assert_eq!(sender.number(sent), sent);
+    sender.edge = START;
+    assert_eq!(sender.number(sent), START);
+}
