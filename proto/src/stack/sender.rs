@@ -21,6 +21,9 @@ const REORDERING: (Duration, Duration) = (Duration::from_micros(500), Duration::
 const PROBE_SLACK: Duration = Duration::from_millis(25);
 /// How often the same is repeated, each time after twice as long, before it is left to [`super::REPEAT_WITHIN`].
 const MOST_PROBES: u32 = 4;
+/// Who waits for a timer may be woken so much later than it is due, on a busy machine. What could have gone out meanwhile may go out then: else
+/// a sender whose timers are always a little late never finds out that the path takes more.
+const LATE_TIMER: Duration = Duration::from_millis(4);
 /// A round trip as long as that is assumed until one is measured: what makes a second until the first probe (RFC 6298 §2).
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(500);
 
@@ -51,6 +54,8 @@ pub(super) struct Sender {
     /// What may go out at once, and since when it grows.
     credit: usize,
     credited: Duration,
+    /// More would have gone out if the credit had let it.
+    is_held: bool,
     /// When the peer's state last moved, or anything was sent to it after that.
     moved: Duration,
     probes: u32,
@@ -84,6 +89,7 @@ impl Sender {
             is_new: false,
             credit: 0,
             credited: Duration::ZERO,
+            is_held: false,
             moved: Duration::ZERO,
             probes: 0,
         }
@@ -216,6 +222,7 @@ impl Sender {
 
     /// All was sent that may be now; `waits` is whether there is more.
     pub(super) fn handle_sent(&mut self, now: Duration, waits: bool) {
+        self.is_held = self.paced_until(waits).is_some();
         let Some(board) = self.board.as_ref().filter(|_| std::mem::take(&mut self.is_new)) else { return };
         let since = board.sent_at(self.next).unwrap_or(now);
         let round = Round { end: self.next, since, begun: now, delivered: self.delivered, is_full: false };
@@ -289,12 +296,15 @@ impl Sender {
 
     fn earn(&mut self, now: Duration) -> Option<usize> {
         let (rate, burst) = self.window.pace()?;
-        let earned = u128::from(rate) * now.saturating_sub(self.credited).as_micros() / 1_000_000;
+        let within =
+            |time: Duration| usize::try_from(u128::from(rate) * time.as_micros() / 1_000_000).unwrap_or(usize::MAX);
+        let earned = within(now.saturating_sub(self.credited));
         if earned > 0 {
             // Else a slow path that is looked at often would never earn a byte.
             self.credited = now;
         }
-        self.credit = usize::try_from(earned).unwrap_or(usize::MAX).saturating_add(self.credit).min(burst);
+        let late = if self.is_held { within(LATE_TIMER) } else { 0 };
+        self.credit = earned.saturating_add(self.credit).min(burst.saturating_add(late));
         Some(self.credit)
     }
 

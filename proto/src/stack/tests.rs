@@ -296,6 +296,19 @@ fn goodput_does_not_fall_below_what_it_was() {
     assert!(slow.is_empty(), "{slow:#?}");
 }
 
+#[test]
+fn late_timers_hold_no_fast_path_down() {
+    let gigabit = Some((1_000_000_000, 1_500_000));
+    // Microseconds by which timers are late, and within which the receiver takes what arrives; at least Mbit/s.
+    for (late, train, at_least) in [(0, 2000, 500.0), (1000, 2000, 400.0), (2000, 500, 500.0), (4000, 2000, 300.0)] {
+        let (timers_late, train) = (Some(Duration::from_micros(late)), Duration::from_micros(train));
+        let link = Link { rate: gigabit, train, timers_late, ..Link::with_round_trip(20) };
+        let took = Pair::new(link).transfer(64 << 20, 600 * SECOND);
+        let mbit = (64 << 20) as f64 * 8e-6 / took.as_secs_f64();
+        assert!(mbit >= at_least, "{mbit:.1} Mbit/s with timers {late} µs late and trains of {train:?}");
+    }
+}
+
 fn rate(bytes: usize, took: Duration) -> String {
     let mbit = bytes as f64 * 8e-6 / took.as_secs_f64();
     format!("{mbit:.1} Mbit/s")

@@ -24,6 +24,8 @@ pub(super) struct Link {
     pub(super) rate: Option<(u64, u64)>,
     /// What arrives within this time is taken at once, as by a receiver that has to be woken.
     pub(super) train: Duration,
+    /// Timers go off so late at either end, and nothing wakes an end but those and what it gets; `None` wakes both whenever anything happens.
+    pub(super) timers_late: Option<Duration>,
 }
 
 impl Link {
@@ -32,7 +34,8 @@ impl Link {
     }
 
     pub(super) fn with_round_trip(milliseconds: u64) -> Self {
-        Self { delay: Duration::from_micros(milliseconds * 500), loss: 0, late: 0, rate: None, train: Duration::ZERO }
+        let delay = Duration::from_micros(milliseconds * 500);
+        Self { delay, loss: 0, late: 0, rate: None, train: Duration::ZERO, timers_late: None }
     }
 }
 
@@ -45,6 +48,7 @@ pub(super) struct Pair {
     pub(super) link: Link,
     pub(super) cut: bool,
     pub(super) frozen_until: [Option<Instant>; 2],
+    awake: [bool; 2],
     pub(super) packets: u64,
     /// How often time moved on: arrivals and timeouts.
     pub(super) steps: u64,
@@ -80,6 +84,7 @@ impl Pair {
             link,
             cut: false,
             frozen_until: [None, None],
+            awake: [true, true],
             packets: 0,
             steps: 0,
             in_flight: BinaryHeap::new(),
@@ -115,7 +120,7 @@ impl Pair {
     /// Polls both ends until they have nothing more.
     pub(super) fn settle(&mut self) {
         for end in 0..2 {
-            if self.is_frozen(end) {
+            if self.is_frozen(end) || !self.awake[end] {
                 continue;
             }
             let mut batch = PacketBatch::new();
@@ -148,7 +153,7 @@ impl Pair {
     fn step(&mut self, limit: Instant) -> bool {
         let arrival = self.in_flight.peek().map(|Reverse((at, ..))| *at);
         let timers = (0..2).filter_map(|end| {
-            let at = self.stacks[end].poll_timeout()?;
+            let at = self.stacks[end].poll_timeout()? + self.link.timers_late.unwrap_or_default();
             Some(self.frozen_until[end].map_or(at, |until| at.max(until)))
         });
         let arrival = arrival.map(|at| at + self.link.train);
@@ -158,6 +163,7 @@ impl Pair {
         };
         self.now = next.max(self.now);
         self.steps += 1;
+        self.awake = [self.link.timers_late.is_none(); 2];
         let mut trains = [PacketBatch::new(), PacketBatch::new()];
         while let Some(Reverse((at, ..))) = self.in_flight.peek()
             && *at <= self.now
@@ -167,15 +173,19 @@ impl Pair {
             };
             match self.frozen_until[to].filter(|until| *until > self.now) {
                 Some(until) => self.in_flight.push(Reverse((until.max(at), number, to, packet))),
-                None => trains[to].push_slice(1 - to, &packet),
+                None => {
+                    self.awake[to] = true;
+                    trains[to].push_slice(1 - to, &packet);
+                }
             }
         }
         for (stack, train) in self.stacks.iter_mut().zip(&mut trains) {
             stack.handle_packets(self.now, train);
         }
         for end in 0..2 {
-            let due = self.stacks[end].poll_timeout();
+            let due = self.stacks[end].poll_timeout().map(|at| at + self.link.timers_late.unwrap_or_default());
             if due.is_some_and(|at| at <= self.now) && !self.is_frozen(end) {
+                self.awake[end] = true;
                 self.stacks[end].handle_timeout(self.now);
             }
         }
@@ -256,6 +266,7 @@ impl Pair {
                 let piece = &data[sent..total.min(sent + 65536)];
                 let taken = pair.stacks[0].write(pair.now, from, piece).unwrap();
                 sent += taken;
+                pair.awake[0] |= taken > 0;
                 if taken < piece.len() {
                     break;
                 }
@@ -269,6 +280,7 @@ impl Pair {
             loop {
                 match pair.stacks[1].read(pair.now, to.id, &mut chunk).unwrap() {
                     Read::Bytes(length) => {
+                        pair.awake[1] = true;
                         assert_eq!(chunk[..length], data[received..received + length]);
                         received += length;
                     }
