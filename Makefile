@@ -40,7 +40,8 @@ bench:
 	@environment=$$(scripts/needs bench)
 	eval "$$environment"
 	! command -v go >/dev/null || scripts/peers >/dev/null
-	$(if $(BENCH),,cargo bench --locked --package nixtail-bench --bench stages)
+	# Both packages both times: with other features, most of what they depend on would be built twice.
+	$(if $(BENCH),,cargo bench --locked --package nixtail --package nixtail-bench --bench stages)
 	cargo build --release --locked --package nixtail --package nixtail-bench
 	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(BENCH)
 

@@ -28,6 +28,7 @@ pub use round_trips::{Latency, RoundTrips};
 pub use server::{MAX_RUNS, Served, Server, TOLD};
 pub use target::{Target, Through};
 pub use usage::{Cost, Usage};
+#[cfg(feature = "cli")]
 pub(crate) use wire::{Lines, write_line};
 
 /// The port that `bench serve` listens on inside the tunnel, unless told otherwise: iperf3's, which people open for such

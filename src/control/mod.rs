@@ -8,6 +8,7 @@ mod client;
 mod description;
 mod dial;
 mod error;
+#[cfg(feature = "cli")]
 mod knock;
 mod login;
 mod map;
@@ -39,6 +40,7 @@ use client::Client;
 use description::Description;
 pub use description::Update;
 pub use error::ControlError;
+#[cfg(feature = "cli")]
 pub(crate) use knock::knock;
 use login::Login;
 pub use person::Person;

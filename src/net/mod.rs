@@ -11,5 +11,6 @@ pub(crate) mod peer_user;
 pub(crate) mod pipe;
 pub(crate) mod socket;
 pub(crate) mod stun_servers;
+#[cfg(feature = "cli")]
 pub(crate) mod survey;
 pub(crate) mod tls;

@@ -57,6 +57,7 @@ pub async fn run(
     let node = measure("the whole node in memory", nodes::measure).await?;
     let syscalls = measure("system calls", |budget| datagrams::measure(budget, datagrams::is_offload_wanted())).await?;
     let one_by_one = measure("system calls without GSO", |budget| datagrams::measure(budget, false)).await?;
+    #[cfg_attr(not(feature = "ssh-nix"), expect(unused_mut, reason = "there are no ciphers to add"))]
     let mut others = vec![(StageName::SyscallsOneByOne, one_by_one)];
     #[cfg(feature = "ssh-nix")]
     for (name, what, stage) in ciphers::ALL {
