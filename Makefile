@@ -76,4 +76,4 @@ peers:
 
 # What this tree and scripts/needs keep outside of target.
 clean-cache:
-	rm -rf .cache "$${XDG_CACHE_HOME:-$$HOME/.cache}/nixtail/packages"
+	rm -rf .cache "$${XDG_CACHE_HOME:-$$HOME/.cache}/nixtail/packages" /var/cache/nixtail

@@ -24,6 +24,7 @@ const SET_UP: &str = r#"
 [ ! -d /nix ] || mount --bind "$1/nix" /nix
 [ ! -d /etc/nix ] || mount --bind "$1/etc-nix" /etc/nix
 mount --bind "$1/root" /root
+mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/shadow" /etc/shadow
 mount --bind "$1/tmp" /tmp
 mount -t tmpfs -o mode=755 tmpfs /run
@@ -48,6 +49,12 @@ impl Machine {
             fs::create_dir_all(folder.join(part))?;
         }
         fs::write(folder.join("etc-nix/nix.conf"), NIX_CONF)?;
+        // sshd wants a user of its own, which it has only where it is installed.
+        let mut users = fs::read_to_string("/etc/passwd")?;
+        if !users.lines().any(|user| user.starts_with("sshd:")) {
+            users.push_str("sshd:x:65534:65534::/run/sshd:/usr/sbin/nologin\n");
+        }
+        fs::write(folder.join("passwd"), users)?;
         // Without PAM, sshd refuses an account that is locked.
         fs::write(folder.join("shadow"), "root:*:19000::::::\n")?;
         let mut command = Command::new("unshare");
