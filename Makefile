@@ -34,8 +34,8 @@ mutants:
 	scripts/mutants $(ONLY)
 
 # Each stage of the hot path, the tunnel beside its peers, a node at rest, a start and first contacts beside tsnet, then Nix over nixtail
-# beside sshd and tailscaled (as root; says what it leaves out). 50 minutes. BENCH=compare is the second part alone, BENCH="contact 200"
-# the first contacts; those fail where p99 is 1.5 s or any takes over 3 s.
+# beside sshd and tailscaled (as root; says what it leaves out). 50 minutes. target/bench has the second part's JSON and SVG. BENCH=compare is
+# that alone, BENCH="contact 200" the first contacts; those fail where p99 is 1.5 s or any takes over 3 s.
 bench:
 	@environment=$$(scripts/needs bench)
 	eval "$$environment"
@@ -43,7 +43,7 @@ bench:
 	# Both packages both times: with other features, most of what they depend on would be built twice.
 	$(if $(BENCH),,cargo bench --locked --package nixtail --package nixtail-bench --bench stages)
 	cargo build --release --locked --package nixtail --package nixtail-bench
-	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(BENCH)
+	"$${CARGO_TARGET_DIR:-target}/release/nixtail-bench" $(or $(BENCH),--folder "$${CARGO_TARGET_DIR:-target}/bench")
 
 # What the hot path costs for each packet, counted by callgrind (part of `make test`). RECORD=1 takes what is counted as what is meant.
 counted:

@@ -27,8 +27,12 @@ use clap::Parser as _;
 
 /// Measures nixtail. Without a command: all of it.
 #[derive(clap::Parser)]
-#[command(name = "nixtail-bench")]
+#[command(name = "nixtail-bench", args_conflicts_with_subcommands = true)]
 struct Arguments {
+    /// Where a run of all of it writes `compare.json` and `compare.svg`, too: the figures of the tunnel and its peers, and their picture.
+    #[cfg(target_os = "linux")]
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<std::path::PathBuf>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -79,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(Command::Nix(args)) => nix::run(&args),
         None => {
             #[cfg(target_os = "linux")]
-            compare::run(&compare::Args::default())?;
+            compare::run(&arguments.folder.map_or_else(|| Ok(compare::Args::default()), compare::Args::writing_to)?)?;
             #[cfg(target_os = "linux")]
             idle::run(&idle::Args::default())?;
             #[cfg(target_os = "linux")]

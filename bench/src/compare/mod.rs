@@ -83,6 +83,13 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// The usual run, which leaves its figures and their picture in a folder, made where it isn't there.
+    pub(crate) fn writing_to(folder: PathBuf) -> Result<Self, String> {
+        fs::create_dir_all(&folder).map_err(|error| format!("{} can't be made: {error}", folder.display()))?;
+        let [json, svg] = ["compare.json", "compare.svg"].map(|name| Some(folder.join(name)));
+        Ok(Self { json, svg, ..Self::default() })
+    }
+
     /// The command line for the process within.
     fn again(&self) -> Vec<String> {
         let mut line = vec!["compare".to_owned(), "--inside".to_owned()];
@@ -215,9 +222,11 @@ fn finish(
     let report = Report { links, figures, verdicts: &verdicts, machine, rounds, quick, left_out, failed, packets };
     if let Some(file) = &args.json {
         write(file, &format!("{:#}\n", report.json()))?;
+        say(&format!("all figures are in {}", file.display()));
     }
     if let Some(file) = &args.svg {
         write(file, &plot::svg(links, figures, &subtitle))?;
+        say(&format!("their picture is {}", file.display()));
     }
     std::io::stdout().lock().write_all(report.markdown().as_bytes())?;
     // A peer that fails once is told of; ours is what this is about.
