@@ -76,4 +76,5 @@ peers:
 
 # What this tree and scripts/needs keep outside of target.
 clean-cache:
-	rm -rf .cache "$${XDG_CACHE_HOME:-$$HOME/.cache}/nixtail/packages" /var/cache/nixtail
+	rm -rf .cache "$${XDG_CACHE_HOME:-$$HOME/.cache}/nixtail/packages"
+	[ ! -w /var/cache/nixtail ] || rm -rf /var/cache/nixtail
